@@ -1,0 +1,47 @@
+# pg_duplex: everything starts here. `make` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/pg_duplex/target
+export DUPLEX_KAFKA_HOME ?= $(HOME)/.cache/pg_duplex/kafka-4.1.0
+# An empty PG_CONFIG means: the newest supported server that is installed.
+export PG_CONFIG ?=
+
+# One command line for the relay and the tests, so that what both use is compiled once, with one set of features.
+CARGO_BUILD := cargo build --locked --release -p duplex-relay -p duplex-tests
+
+.PHONY: help deps kafka build install test demo bench lint clean-lab
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+deps: ## Install what is missing of apt packages (sudo if needed)
+	@scripts/deps.sh
+
+kafka: deps ## Fetch Apache Kafka's jars for the lab
+	@scripts/kafka.sh >/dev/null
+
+build: deps ## Build the extension, the relay and the lab
+	@scripts/extension.sh
+	$(CARGO_BUILD)
+
+install: deps ## Build the extension and install it: make install PG_CONFIG=/path/to/pg_config
+	@scripts/extension.sh install
+
+test: install kafka ## Run all tests: install what they need, then unit tests and the suite on real servers
+	$(CARGO_BUILD) --bins --tests
+	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests
+
+demo: install kafka ## Two chat databases kept the same through Kafka, before your eyes
+	@$(CARGO_BUILD) --bins
+	@"$(CARGO_TARGET_DIR)/release/duplex-lab" demo
+
+bench: install kafka ## Measure against no capture, an outbox, native replication
+	@scripts/bench.sh
+
+lint: deps ## Formatting and clippy, warnings are errors
+	cargo fmt --all -- --check
+	PGRX_PG_CONFIG_PATH=$$(scripts/pg-config.sh) cargo clippy --locked --release --workspace --all-targets -- -D warnings
+
+clean-lab: ## Remove what labs that were cut off have left in the temporary folder
+	@scripts/clean-lab.sh

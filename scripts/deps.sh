@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what is missing to build, test and show pg_duplex on Debian or Ubuntu; does nothing if nothing is missing.
+# Says what to install elsewhere.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+packages=()
+# need PACKAGE CHECK...: the package is wanted if the check fails.
+need() {
+  local package=$1
+  shift
+  "$@" >/dev/null 2>&1 || packages+=("$package")
+}
+has_header() { echo "#include <$1>" | ${CC:-cc} -E -x c - ; }
+has_server() { ls /usr/lib/postgresql/*/bin/postgres || { [ -n "${PG_CONFIG:-}" ] && "$PG_CONFIG" --version; }; }
+has_libclang() { [ -n "${LIBCLANG_PATH:-}" ] || ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
+has_server_headers() {
+  local config=${PG_CONFIG:-}
+  [ -n "$config" ] || config=$(ls -d /usr/lib/postgresql/*/bin/pg_config | sort -V | tail -n 1)
+  [ -f "$("$config" --includedir-server)/postgres.h" ]
+}
+has_jdk() { java -version 2>&1 | grep -Eq 'version "(1[7-9]|[2-9][0-9])'; }
+# The version that Debian 12 has; another one is used if it is there already.
+newest=$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | cut -d/ -f5 | sort -V | tail -n 1)
+major=${newest:-15}
+
+need gcc command -v cc
+need make command -v make
+need cmake command -v cmake
+need pkg-config command -v pkg-config
+need "postgresql-$major" has_server
+need "postgresql-server-dev-$major" has_server_headers
+need libclang-dev has_libclang
+need libssl-dev has_header openssl/ssl.h
+need libsasl2-dev has_header sasl/sasl.h
+need zlib1g-dev has_header zlib.h
+# librdkafka 2.12 includes this header although it is built without curl.
+need libcurl4-openssl-dev has_header curl/curl.h
+need openjdk-17-jdk-headless has_jdk
+need maven command -v mvn
+need util-linux command -v setpriv
+
+if [ ${#packages[@]} -gt 0 ]; then
+  command -v apt-get >/dev/null || die "please install the counterparts of these Debian packages: ${packages[*]}"
+  say "installing ${packages[*]}"
+  # The package postgresql-NN would start a cluster of its own, which nobody asked for.
+  if [[ " ${packages[*]} " == *" postgresql-$major "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    as_root mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+  fi
+  install_packages() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" >&2
+  }
+  # The lists of a fresh image may be missing or old.
+  install_packages 2>/dev/null || { as_root apt-get update -q >&2 && install_packages; }
+fi
+command -v cargo >/dev/null || die "cargo is missing: install Rust from https://rustup.rs (rust-toolchain.toml picks the version)"
