@@ -1,0 +1,27 @@
+//! A peer's transactions, written at the executor's level.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `session` | marking a session as replication from one peer, and what it remembers |
+//! | `batch` | whole transactions, each committed for itself; chunks of one inside the caller's transaction |
+//! | `waits` | the clock guard and the causal order |
+//! | `transaction` | one transaction's entries, in their order |
+//! | `relation` | which table and columns a descriptor means here; cached across transactions |
+//! | `value` | bytes of the stream into values of a column |
+//! | `table` | a table opened for writing: executor state, indexes, triggers |
+//! | `row` | finding, inserting, updating and deleting one row |
+//! | `partition` | the same in the right partition |
+//! | `truncate` | emptying the tables of one statement together |
+//! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
+
+mod batch;
+mod own;
+mod partition;
+mod relation;
+mod row;
+mod session;
+mod table;
+mod transaction;
+mod truncate;
+mod value;
+mod waits;

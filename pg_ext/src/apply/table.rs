@@ -1,0 +1,411 @@
+//! A table opened for writing: executor state, indexes, triggers. Kept for all changes of one call, because opening is
+//! what costs.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::rc::Rc;
+
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::apply::partition::Routing;
+use crate::apply::relation::Target;
+use crate::apply::value::Arena;
+use crate::errors::{Failure, Result};
+
+/// Our own triggers, which would only find out that this session is replication.
+const CAPTURE_TRIGGERS: [&CStr; 2] = [c"duplex_capture", c"duplex_capture_truncate"];
+
+/// A constraint whose triggers may wait until the transaction's end, where they would not run as the table's owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Deferrable {
+    /// The table's owner.
+    pub(crate) owner: pg_sys::Oid,
+    /// The constraint.
+    pub(crate) constraint: pg_sys::Oid,
+    /// The schema of its table.
+    pub(crate) namespace: pg_sys::Oid,
+}
+
+/// A table that rows are stored in: the table itself, or a partition of it.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub(crate) info: *mut pg_sys::ResultRelInfo,
+    /// The unique index that rows are found by.
+    pub(crate) key_index: pg_sys::Oid,
+    /// Where the row found is put.
+    pub(crate) found: *mut pg_sys::TupleTableSlot,
+    /// The row to write, in this leaf's layout.
+    pub(crate) write: *mut pg_sys::TupleTableSlot,
+    /// Attributes that an UPDATE keeps as they are here.
+    pub(crate) kept: Vec<i16>,
+    /// Which triggers are left to fire.
+    pub(crate) triggers: Triggers,
+    /// What BEFORE triggers lock rows with.
+    pub(crate) epq: Box<pg_sys::EPQState>,
+}
+
+/// Which triggers of a table fire when a row is written by apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Triggers {
+    None,
+    /// Only the server's own checks of deferrable constraints, which wait for the transaction's end.
+    DeferredChecks,
+    /// Users' triggers, all at once behind the row.
+    Users,
+}
+
+/// Where rows go.
+#[derive(Debug)]
+pub(crate) enum Storage {
+    Plain(Leaf),
+    Partitioned(Routing),
+}
+
+/// A table opened for writing. All pointers live in `estate`'s memory, or are of the relation while it is open; after
+/// an error they are gone with the transaction, and this must not be used but dropped.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) target: Rc<Target>,
+    pub(crate) rel: pg_sys::Relation,
+    pub(crate) estate: *mut pg_sys::EState,
+    /// The row that came, in the table's own layout.
+    pub(crate) remote: *mut pg_sys::TupleTableSlot,
+    pub(crate) econtext: *mut pg_sys::ExprContext,
+    pub(crate) arena: Arena,
+    /// Defaults of the attributes that the descriptor lacks.
+    pub(crate) defaults: Vec<(i16, *mut pg_sys::ExprState)>,
+    pub(crate) storage: Storage,
+    pub(crate) deferrable: Vec<Deferrable>,
+}
+
+impl Table {
+    /// Opens the table that `target` says, or returns `None` if the mapping is out of date.
+    ///
+    /// # Safety
+    /// Inside a transaction with an active snapshot; closed before the transaction's end or the call's.
+    pub(crate) unsafe fn open(target: Rc<Target>) -> Result<Option<Self>> {
+        // SAFETY: as the caller promises; locking takes in pending invalidations, which `is_stale` shows.
+        let rel = unsafe { pg_sys::try_table_open(target.relid, pg_sys::RowExclusiveLock.cast_signed()) };
+        if rel.is_null() || target.is_stale() {
+            if !rel.is_null() {
+                // SAFETY: opened above.
+                unsafe { pg_sys::table_close(rel, pg_sys::NoLock.cast_signed()) };
+            }
+            return Ok(None);
+        }
+        // SAFETY: the relation is open from here on; memory of the executor state lives until `close`.
+        unsafe {
+            check_row_security(rel, &target)?;
+            let estate = pg_sys::CreateExecutorState();
+            let caller = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
+            let info = root_info(estate, rel, &target);
+            let remote = pg_sys::ExecInitExtraTupleSlot(estate, (*rel).rd_att, &raw const pg_sys::TTSOpsVirtual);
+            let econtext = pg_sys::MakePerTupleExprContext(estate);
+            let mut deferrable = Vec::new();
+            let storage = match (*(*rel).rd_rel).relkind as u8 {
+                pg_sys::RELKIND_RELATION => {
+                    pg_sys::ExecOpenIndices(info, false);
+                    let leaf = Leaf::new(info, estate, &target, None, remote, &mut deferrable)?;
+                    Storage::Plain(leaf)
+                }
+                pg_sys::RELKIND_PARTITIONED_TABLE => Storage::Partitioned(Routing::new(estate, rel, info)),
+                _ => {
+                    return Err(Failure::new(
+                        PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+                        format!("{} is not a table", target.label),
+                    ));
+                }
+            };
+            let defaults = default_expressions(rel, &target);
+            pg_sys::MemoryContextSwitchTo(caller);
+            let arena = Arena::default();
+            Ok(Some(Self { target, rel, estate, remote, econtext, arena, defaults, storage, deferrable }))
+        }
+    }
+
+    /// Closes the table, keeping its lock to the end of the transaction.
+    ///
+    /// # Safety
+    /// Only after everything went well: an abort releases all of this by itself.
+    pub(crate) unsafe fn close(self) {
+        // SAFETY: everything was opened by `open`, and is closed in the executor's own order.
+        unsafe {
+            match self.storage {
+                Storage::Plain(leaf) => pg_sys::ExecCloseIndices(leaf.info),
+                Storage::Partitioned(routing) => routing.close(),
+            }
+            pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
+            pg_sys::FreeExecutorState(self.estate);
+            pg_sys::table_close(self.rel, pg_sys::NoLock.cast_signed());
+        }
+    }
+}
+
+/// Row security that applies to the owner would hide rows, and what is hidden cannot be replicated.
+unsafe fn check_row_security(rel: pg_sys::Relation, target: &Target) -> Result<()> {
+    // SAFETY: the relation is open.
+    let enabled = unsafe {
+        (*(*rel).rd_rel).relrowsecurity
+            && pg_sys::check_enable_rls(target.relid, target.owner, true).cast_unsigned()
+                == pg_sys::CheckEnableRlsResult::RLS_ENABLED
+    };
+    if !enabled {
+        return Ok(());
+    }
+    Err(Failure::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("row security of table {} applies to its owner, as whom changes are applied", target.label),
+    )
+    .hint("Use \"alter table … no force row level security\", or give the owner BYPASSRLS."))
+}
+
+/// The table as the executor knows a target of its own plan.
+unsafe fn root_info(estate: *mut pg_sys::EState, rel: pg_sys::Relation, target: &Target) -> *mut pg_sys::ResultRelInfo {
+    // SAFETY: nodes are zeroed memory with their tag, in the executor state's context; the relation is open.
+    unsafe {
+        let rte: *mut pg_sys::RangeTblEntry = node(pg_sys::NodeTag::T_RangeTblEntry);
+        (*rte).rtekind = pg_sys::RTEKind::RTE_RELATION;
+        (*rte).relid = target.relid;
+        (*rte).relkind = (*(*rel).rd_rel).relkind;
+        (*rte).rellockmode = pg_sys::RowExclusiveLock.cast_signed();
+        let (mut written, mut generated) = (ptr::null_mut(), ptr::null_mut());
+        for column in &target.columns {
+            let member = i32::from(column.attribute) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+            let set = if column.generated { &mut generated } else { &mut written };
+            *set = pg_sys::bms_add_member(*set, member);
+        }
+        let range_table = pg_sys::lappend(ptr::null_mut(), rte.cast());
+        #[cfg(feature = "pg15")]
+        {
+            (*rte).updatedCols = written;
+            (*rte).extraUpdatedCols = generated;
+            pg_sys::ExecInitRangeTable(estate, range_table);
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            let _ = generated;
+            let mut permissions = ptr::null_mut();
+            let permission = pg_sys::addRTEPermissionInfo(&mut permissions, rte);
+            (*permission).updatedCols = written;
+            #[cfg(not(feature = "pg18"))]
+            pg_sys::ExecInitRangeTable(estate, range_table, permissions);
+            #[cfg(feature = "pg18")]
+            pg_sys::ExecInitRangeTable(estate, range_table, permissions, pg_sys::bms_make_singleton(1));
+        }
+        let info: *mut pg_sys::ResultRelInfo = node(pg_sys::NodeTag::T_ResultRelInfo);
+        pg_sys::InitResultRelInfo(info, rel, 1, ptr::null_mut(), 0);
+        (*estate).es_opened_result_relations = pg_sys::lappend((*estate).es_opened_result_relations, info.cast());
+        info
+    }
+}
+
+/// A zeroed node with its tag.
+pub(crate) unsafe fn node<T>(tag: pg_sys::NodeTag) -> *mut T {
+    // SAFETY: every node begins with its tag and is valid when zeroed.
+    unsafe {
+        let node = pg_sys::palloc0(size_of::<T>());
+        node.cast::<pg_sys::NodeTag>().write(tag);
+        node.cast()
+    }
+}
+
+/// The cells of a server's list.
+///
+/// # Safety
+/// The list is valid and is neither changed nor freed while the cells are looked at.
+pub(crate) unsafe fn list_cells<'l>(list: *mut pg_sys::List) -> &'l [pg_sys::ListCell] {
+    if list.is_null() {
+        return &[];
+    }
+    // SAFETY: a list that is not null has `length` cells in one array.
+    unsafe { std::slice::from_raw_parts((*list).elements, (*list).length as usize) }
+}
+
+unsafe fn default_expressions(rel: pg_sys::Relation, target: &Target) -> Vec<(i16, *mut pg_sys::ExprState)> {
+    let prepare = |&attribute: &i16| {
+        // SAFETY: the relation is open, the current memory is the executor state's.
+        unsafe {
+            let expression = pg_sys::build_column_default(rel, attribute.into());
+            (!expression.is_null()).then(|| {
+                let planned = pg_sys::expression_planner(expression.cast());
+                (attribute, pg_sys::ExecInitExpr(planned, ptr::null_mut()))
+            })
+        }
+    };
+    target.unmapped.iter().filter_map(prepare).collect()
+}
+
+impl Leaf {
+    /// Readies a table or partition. `layout` says for each attribute which of the root's it is, if they differ;
+    /// `write` is where the row to write will be.
+    ///
+    /// # Safety
+    /// The relation is open, the current memory is the executor state's.
+    pub(crate) unsafe fn new(
+        info: *mut pg_sys::ResultRelInfo,
+        estate: *mut pg_sys::EState,
+        target: &Target,
+        layout: Option<&[i16]>,
+        write: *mut pg_sys::TupleTableSlot,
+        deferrable: &mut Vec<Deferrable>,
+    ) -> Result<Self> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let rel = (*info).ri_RelationDesc;
+            let here = |root: i16| match layout {
+                None => root,
+                Some(layout) => layout.iter().position(|&a| a == root).map_or(0, |index| index as i16 + 1),
+            };
+            let key: Vec<i16> = target.key_attributes().map(here).collect();
+            let key_index = key_index(rel, &key).ok_or_else(|| {
+                Failure::new(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("table {} has no unique index on the key that the peer has", target.label),
+                )
+                .hint("Give the table the same primary key or replica identity index on every node.")
+            })?;
+            let found = pg_sys::table_slot_create(rel, &raw mut (*estate).es_tupleTable);
+            if (*found).tts_ops != &raw const pg_sys::TTSOpsBufferHeapTuple {
+                return Err(Failure::new(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    format!("table {} is not stored as a heap", target.label),
+                )
+                .hint("Versions of rows are read from the heap: use the access method heap."));
+            }
+            let generated = target.columns.iter().filter(|column| column.generated).map(|column| column.attribute);
+            let kept = target.unmapped.iter().copied().chain(generated).map(here).filter(|&a| a > 0).collect();
+            let triggers = keep_firing_triggers(info, target.owner, deferrable);
+            let mut epq: Box<pg_sys::EPQState> = Box::default();
+            #[cfg(feature = "pg15")]
+            pg_sys::EvalPlanQualInit(&mut *epq, estate, ptr::null_mut(), ptr::null_mut(), -1);
+            #[cfg(not(feature = "pg15"))]
+            pg_sys::EvalPlanQualInit(&mut *epq, estate, ptr::null_mut(), ptr::null_mut(), -1, ptr::null_mut());
+            Ok(Self { info, key_index, found, write, kept, triggers, epq })
+        }
+    }
+}
+
+/// The index that holds exactly these attributes and can tell at once whether a row exists.
+unsafe fn key_index(rel: pg_sys::Relation, key: &[i16]) -> Option<pg_sys::Oid> {
+    if key.is_empty() {
+        return None;
+    }
+    // SAFETY: the relation is open; each index is open while it is looked at.
+    unsafe {
+        let mut best = None;
+        for cell in list_cells(pg_sys::RelationGetIndexList(rel)) {
+            let oid = cell.oid_value;
+            let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock.cast_signed());
+            let form = &*(*index).rd_index;
+            let columns = form.indkey.values.as_slice(usize::from(form.indnkeyatts.cast_unsigned()));
+            let fits = form.indisunique
+                && form.indimmediate
+                && form.indisvalid
+                && columns.len() == key.len()
+                && columns.iter().all(|column| key.contains(column))
+                && pg_sys::heap_attisnull(
+                    (*index).rd_indextuple,
+                    pg_sys::Anum_pg_index_indpred.cast_signed(),
+                    ptr::null_mut(),
+                );
+            let preferred = form.indisprimary || form.indisreplident;
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            if fits && preferred {
+                return Some(oid);
+            }
+            if fits {
+                best.get_or_insert(oid);
+            }
+        }
+        best
+    }
+}
+
+/// Takes our own triggers out of the executor's copy, and those that do not fire in a replica session, so that a table
+/// that has no others is written without any trigger queue.
+///
+/// The check of a deferrable unique or exclusion constraint is such a trigger, and PostgreSQL would leave it out in a
+/// replica session, which lets duplicates in: here it fires, at the transaction's end, for a swap of two values passes
+/// through a state that would not do. Nothing can be deferred in a security-restricted operation, so users' triggers
+/// are not, and neither are checks that share a table with one: its code must not run outside of the restriction.
+///
+/// # Safety
+/// `info` was made by the executor, with its own copy of the triggers.
+unsafe fn keep_firing_triggers(
+    info: *mut pg_sys::ResultRelInfo,
+    owner: pg_sys::Oid,
+    deferrable: &mut Vec<Deferrable>,
+) -> Triggers {
+    // SAFETY: the copy is an array of `numtriggers`, which only gets shorter.
+    unsafe {
+        let desc = (*info).ri_TrigDesc;
+        if desc.is_null() {
+            return Triggers::None;
+        }
+        let all = std::slice::from_raw_parts_mut((*desc).triggers, (*desc).numtriggers as usize);
+        let (mut count, mut users) = (0, false);
+        for index in 0..all.len() {
+            let mut trigger = all[index];
+            let check = trigger.tgfoid == pg_sys::Oid::from(pg_sys::F_UNIQUE_KEY_RECHECK);
+            if check {
+                trigger.tgenabled = pg_sys::TRIGGER_FIRES_ALWAYS as std::ffi::c_char;
+            }
+            if fires_on_apply(&trigger) {
+                users |= !check;
+                all[count] = trigger;
+                count += 1;
+            }
+        }
+        let kept = &mut all[..count];
+        (*desc).numtriggers = count as i32;
+        if kept.is_empty() {
+            (*info).ri_TrigDesc = ptr::null_mut();
+            return Triggers::None;
+        }
+        summarise(&mut *desc, kept);
+        if users {
+            for trigger in kept {
+                trigger.tgdeferrable = false;
+                trigger.tginitdeferred = false;
+            }
+            return Triggers::Users;
+        }
+        let namespace = (*(*(*info).ri_RelationDesc).rd_rel).relnamespace;
+        for trigger in kept {
+            // A constraint that is checked at the end of a statement is one whose statement is the transaction.
+            trigger.tginitdeferred = true;
+            deferrable.push(Deferrable { owner, constraint: trigger.tgconstraint, namespace });
+        }
+        Triggers::DeferredChecks
+    }
+}
+
+/// Whether a trigger fires in a replica session and is not one of ours.
+///
+/// # Safety
+/// The trigger is one of the server's own structures.
+pub(crate) unsafe fn fires_on_apply(trigger: &pg_sys::Trigger) -> bool {
+    // SAFETY: as the caller promises: the name is NUL-terminated.
+    let name = unsafe { CStr::from_ptr(trigger.tgname) };
+    matches!(trigger.tgenabled as u8, pg_sys::TRIGGER_FIRES_ALWAYS | pg_sys::TRIGGER_FIRES_ON_REPLICA)
+        && !CAPTURE_TRIGGERS.contains(&name)
+}
+
+/// Which kinds of row triggers there are, after some were taken out. Statement triggers never fire on apply, but for
+/// TRUNCATE, which looks for itself.
+fn summarise(desc: &mut pg_sys::TriggerDesc, triggers: &[pg_sys::Trigger]) {
+    let any = |event: u32, before: bool| {
+        triggers.iter().any(|trigger| {
+            let kind = u32::from(trigger.tgtype.cast_unsigned());
+            kind & pg_sys::TRIGGER_TYPE_ROW != 0
+                && kind & event != 0
+                && (kind & pg_sys::TRIGGER_TYPE_BEFORE != 0) == before
+        })
+    };
+    desc.trig_insert_before_row = any(pg_sys::TRIGGER_TYPE_INSERT, true);
+    desc.trig_insert_after_row = any(pg_sys::TRIGGER_TYPE_INSERT, false);
+    desc.trig_update_before_row = any(pg_sys::TRIGGER_TYPE_UPDATE, true);
+    desc.trig_update_after_row = any(pg_sys::TRIGGER_TYPE_UPDATE, false);
+    desc.trig_delete_before_row = any(pg_sys::TRIGGER_TYPE_DELETE, true);
+    desc.trig_delete_after_row = any(pg_sys::TRIGGER_TYPE_DELETE, false);
+}

@@ -1,0 +1,198 @@
+//! One transaction's entries, in their order.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use duplex_protocol::entry::{Entry, Relation, Truncate};
+use duplex_protocol::stream::EntryReader;
+use duplex_protocol::version::Version;
+use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
+
+use crate::apply::own::Identity;
+use crate::apply::relation::Target;
+use crate::apply::session::Session;
+use crate::apply::table::{Deferrable, Table, node};
+use crate::apply::truncate::truncate;
+use crate::errors::{Failure, Result};
+
+/// What is known of a transaction so far: all that lasts from chunk to chunk.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The bytes of each descriptor, by the id that changes refer to it by.
+    relations: HashMap<u32, Rc<[u8]>>,
+    /// Constraints to be checked before the end.
+    deferrable: Vec<Deferrable>,
+    /// Truncates that followed each other: they may be of one statement, which is only over when another entry comes.
+    truncates: Vec<Truncate>,
+}
+
+/// Writes entries of one transaction, for the time of one call.
+pub(crate) struct Writer<'s> {
+    session: &'s mut Session,
+    progress: &'s mut Progress,
+    version: Version,
+    tables: Vec<Table>,
+    by_id: HashMap<u32, usize>,
+    identity: Identity,
+    acting: Option<pg_sys::Oid>,
+}
+
+impl<'s> Writer<'s> {
+    /// # Safety
+    /// Inside a transaction. After an error the writer must only be dropped, and the transaction be aborted.
+    pub(crate) unsafe fn begin(session: &'s mut Session, progress: &'s mut Progress, version: Version) -> Self {
+        session.versions.begin();
+        // SAFETY: inside a transaction; `finish` pops it. Checks, indexes and triggers may run queries.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        let identity = Identity::current();
+        Self { session, progress, version, tables: Vec::new(), by_id: HashMap::new(), identity, acting: None }
+    }
+
+    /// Writes all whole entries that the reader has.
+    pub(crate) fn apply(&mut self, reader: &mut EntryReader) -> Result<()> {
+        while let Some(frame) = reader.next_frame() {
+            check_for_interrupts!();
+            if Entry::is_relation(frame) {
+                self.describe(frame)?;
+                continue;
+            }
+            let entry = Entry::decode(frame)?;
+            if !matches!(entry, Entry::Truncate(_)) {
+                self.truncate()?;
+            }
+            match entry {
+                Entry::Put(put) => {
+                    let index = self.table(put.relation)?;
+                    // SAFETY: inside a transaction with a snapshot, and `table` acts as the owner.
+                    unsafe { self.tables[index].put(&put, &self.version, &mut self.session.versions)? };
+                }
+                Entry::Delete(delete) => {
+                    let index = self.table(delete.relation)?;
+                    // SAFETY: as above.
+                    unsafe { self.tables[index].delete(&delete, &self.version, &mut self.session.versions)? };
+                }
+                Entry::Truncate(truncate) => self.progress.truncates.push(truncate),
+                // Whom replaced versions are of matters to the record of conflicts only.
+                Entry::Origin(_) | Entry::Relation(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of what this call writes. With `last` the transaction is complete.
+    pub(crate) fn finish(mut self, last: bool) -> Result<()> {
+        if last {
+            self.truncate()?;
+        }
+        self.close_tables();
+        if last {
+            self.check_deferred()?;
+        }
+        self.identity.restore();
+        // SAFETY: pushed by `begin`.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        Ok(())
+    }
+
+    fn describe(&mut self, frame: &[u8]) -> Result<()> {
+        // The id stands right behind the variant's number; the rest is looked at only if the bytes are new.
+        let id = Relation::id_in_frame(frame)?;
+        self.by_id.remove(&id);
+        self.progress.relations.insert(id, self.session.targets.intern(frame));
+        Ok(())
+    }
+
+    fn target(&mut self, id: u32) -> Result<Rc<Target>> {
+        let frame = self.progress.relations.get(&id).ok_or_else(|| {
+            Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "change of a relation that was not described")
+        })?;
+        let acting = self.acting.take();
+        if acting.is_some() {
+            self.identity.restore();
+        }
+        // SAFETY: inside a transaction.
+        unsafe { self.session.targets.get(frame) }
+    }
+
+    /// The table with that id, opened if it was not, with its owner being who acts.
+    fn table(&mut self, id: u32) -> Result<usize> {
+        let index = match self.by_id.get(&id) {
+            Some(&index) => index,
+            None => {
+                let index = self.open(id)?;
+                self.by_id.insert(id, index);
+                index
+            }
+        };
+        let owner = self.tables[index].target.owner;
+        if self.acting != Some(owner) {
+            self.identity.act_as(owner);
+            self.acting = Some(owner);
+        }
+        Ok(index)
+    }
+
+    fn open(&mut self, id: u32) -> Result<usize> {
+        // A second look is enough: the first has locked the table, so nobody changes it any more.
+        loop {
+            let target = self.target(id)?;
+            // SAFETY: inside a transaction with a snapshot; closed by `finish`.
+            if let Some(table) = unsafe { Table::open(target)? } {
+                self.tables.push(table);
+                return Ok(self.tables.len() - 1);
+            }
+            check_for_interrupts!();
+        }
+    }
+
+    fn close_tables(&mut self) {
+        self.by_id.clear();
+        for mut table in self.tables.drain(..) {
+            for deferrable in table.deferrable.drain(..) {
+                if !self.progress.deferrable.contains(&deferrable) {
+                    self.progress.deferrable.push(deferrable);
+                }
+            }
+            // SAFETY: everything went well so far.
+            unsafe { table.close() };
+        }
+    }
+
+    /// Empties the tables whose truncates have piled up.
+    fn truncate(&mut self) -> Result<()> {
+        if self.progress.truncates.is_empty() {
+            return Ok(());
+        }
+        self.close_tables();
+        let entries = std::mem::take(&mut self.progress.truncates);
+        for group in entries.chunk_by(|a, b| a.restart_identity == b.restart_identity) {
+            let targets = group.iter().map(|entry| self.target(entry.relation)).collect::<Result<Vec<_>>>()?;
+            // SAFETY: inside a transaction with a snapshot, the tables were closed above.
+            unsafe { truncate(&targets, group[0].restart_identity, self.identity)? };
+            self.identity.restore();
+            self.acting = None;
+        }
+        Ok(())
+    }
+
+    /// Checks deferred constraints now, as each table's owner: at the commit their triggers would run as the relay.
+    fn check_deferred(&mut self) -> Result<()> {
+        for deferrable in std::mem::take(&mut self.progress.deferrable) {
+            // SAFETY: inside a transaction; nodes are zeroed memory with their tag, names come from the catalog.
+            unsafe {
+                let name = pg_sys::get_constraint_name(deferrable.constraint);
+                if name.is_null() {
+                    continue;
+                }
+                let schema = pg_sys::get_namespace_name(deferrable.namespace);
+                let constraint = pg_sys::makeRangeVar(schema, name, -1);
+                let statement: *mut pg_sys::ConstraintsSetStmt = node(pg_sys::NodeTag::T_ConstraintsSetStmt);
+                (*statement).constraints = pg_sys::lappend(std::ptr::null_mut(), constraint.cast());
+                (*statement).deferred = false;
+                self.identity.act_as(deferrable.owner);
+                pg_sys::AfterTriggerSetState(statement);
+            }
+        }
+        Ok(())
+    }
+}

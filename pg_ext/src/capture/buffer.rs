@@ -1,0 +1,211 @@
+//! What a transaction has captured so far, as the bytes of its body.
+//!
+//! The newest bytes are an open tail. Whenever it holds [`CHUNK_BYTES`], that many are sealed: compressed, and kept in
+//! memory or, beyond `duplex.transaction_buffer`, in a temporary file. All sealed chunks have the same expanded length,
+//! so a place in the body tells its chunk by a division, and cutting the buffer back expands one chunk at most.
+
+use duplex_protocol::record::{self, CHUNK_BYTES};
+use pgrx::PgSqlErrorCode;
+
+use super::marks::Position;
+use super::spill::SpillFile;
+use crate::errors::{Failure, Result};
+use crate::gucs;
+
+/// A tail larger than this is given back when the transaction ends.
+const KEPT_BYTES: usize = 256 * 1024;
+
+/// What compressing one chunk may take for itself, at most.
+const COMPRESSION_BYTES: usize = 2 * CHUNK_BYTES;
+
+#[derive(Debug)]
+enum Place {
+    Memory(Vec<u8>),
+    File { at: u64, len: usize },
+}
+
+#[derive(Debug)]
+struct Sealed {
+    place: Place,
+    /// As the queue wants it: the expanded length, 0 for a chunk that is not compressed.
+    expanded_len: u32,
+}
+
+/// The body of a transaction that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    sealed: Vec<Sealed>,
+    in_memory: usize,
+    spill: Option<SpillFile>,
+    tail: Vec<u8>,
+}
+
+impl Buffer {
+    pub(super) const fn new() -> Self {
+        Self { sealed: Vec::new(), in_memory: 0, spill: None, tail: Vec::new() }
+    }
+
+    /// The body's length so far.
+    #[inline]
+    pub(super) fn len(&self) -> Position {
+        self.sealed.len() as Position * CHUNK_BYTES as Position + self.tail.len() as Position
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sealed.is_empty() && self.tail.is_empty()
+    }
+
+    /// The tail, with room for `bytes` more. Running out of memory here is an ERROR; in a `Vec` that grows by itself it
+    /// would be an abort, which takes the whole cluster down.
+    #[inline]
+    pub(super) fn room(&mut self, bytes: usize) -> Result<&mut Vec<u8>> {
+        reserve(&mut self.tail, bytes)?;
+        Ok(&mut self.tail)
+    }
+
+    /// Seals what is ready for it; called after each entry.
+    #[inline]
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if self.tail.len() < CHUNK_BYTES { Ok(()) } else { self.seal() }
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        let mut done = 0;
+        // If a chunk cannot be written, the tail still holds those before it: the transaction, or the subtransaction
+        // whose mark lies before this entry, is being aborted, and the cut that follows has to find its place.
+        let result = loop {
+            let Some(piece) = self.tail.get(done..done + CHUNK_BYTES) else { break Ok(()) };
+            match seal_piece(piece, &mut self.spill, self.in_memory) {
+                Ok(sealed) => {
+                    if let Place::Memory(body) = &sealed.place {
+                        self.in_memory += body.len();
+                    }
+                    self.sealed.push(sealed);
+                    done += CHUNK_BYTES;
+                }
+                Err(failure) => break Err(failure),
+            }
+        };
+        self.tail.drain(..done);
+        if self.tail.capacity() > 4 * CHUNK_BYTES {
+            self.tail.shrink_to(2 * CHUNK_BYTES);
+        }
+        result
+    }
+
+    /// Forgets everything at `end` and after it.
+    pub(super) fn cut(&mut self, end: Position) -> Result<()> {
+        let chunk = (end / CHUNK_BYTES as Position) as usize;
+        let within = (end % CHUNK_BYTES as Position) as usize;
+        if chunk >= self.sealed.len() {
+            self.tail.truncate((end - self.sealed.len() as Position * CHUNK_BYTES as Position) as usize);
+            return Ok(());
+        }
+        self.tail.clear();
+        reserve(&mut self.tail, CHUNK_BYTES)?;
+        let sealed = &self.sealed[chunk];
+        let expanded_len = sealed.expanded_len;
+        let mut tail = std::mem::take(&mut self.tail);
+        with_body(sealed, &mut self.spill, |body| match expanded_len {
+            0 => {
+                tail.extend_from_slice(body);
+                Ok(())
+            }
+            len => record::expand_onto(body, len, &mut tail).map_err(Failure::from),
+        })?;
+        tail.truncate(within);
+        self.tail = tail;
+        for sealed in self.sealed.drain(chunk..).rev() {
+            match sealed.place {
+                Place::Memory(body) => self.in_memory -= body.len(),
+                Place::File { at, .. } => {
+                    if let Some(spill) = &mut self.spill {
+                        spill.truncate(at);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out all chunks in order, with their expanded lengths, and leaves nothing behind.
+    pub(super) fn drain(&mut self, mut take: impl FnMut(&[u8], u32) -> Result<()>) -> Result<()> {
+        for sealed in &self.sealed {
+            with_body(sealed, &mut self.spill, |body| take(body, sealed.expanded_len))?;
+        }
+        if !self.tail.is_empty() {
+            match record::compress(&self.tail) {
+                Some(body) => take(&body, self.tail.len() as u32)?,
+                None => take(&self.tail, 0)?,
+            }
+        }
+        if let Some(spill) = self.spill.take() {
+            spill.close();
+        }
+        self.reset();
+        Ok(())
+    }
+
+    /// Forgets everything. Cannot fail: a temporary file that is still open belongs to the transaction, which closes it.
+    pub(super) fn reset(&mut self) {
+        self.sealed = Vec::new();
+        self.in_memory = 0;
+        self.spill = None;
+        self.tail.clear();
+        if self.tail.capacity() > KEPT_BYTES {
+            self.tail = Vec::new();
+        }
+    }
+}
+
+fn seal_piece(piece: &[u8], spill: &mut Option<SpillFile>, in_memory: usize) -> Result<Sealed> {
+    // The compressor allocates without asking: make sure first that it can.
+    drop(scratch(COMPRESSION_BYTES)?);
+    let packed = record::compress(piece);
+    let expanded_len = if packed.is_some() { piece.len() as u32 } else { 0 };
+    let body = packed.as_deref().unwrap_or(piece);
+    let place = if in_memory + body.len() <= gucs::transaction_buffer() {
+        let mut kept = scratch(body.len())?;
+        kept.extend_from_slice(body);
+        Place::Memory(kept)
+    } else {
+        let at = spill.get_or_insert_with(SpillFile::create).append(body)?;
+        Place::File { at, len: body.len() }
+    };
+    Ok(Sealed { place, expanded_len })
+}
+
+fn with_body<T>(
+    sealed: &Sealed,
+    spill: &mut Option<SpillFile>,
+    use_body: impl FnOnce(&[u8]) -> Result<T>,
+) -> Result<T> {
+    match &sealed.place {
+        Place::Memory(body) => use_body(body),
+        Place::File { at, len } => {
+            let mut body = scratch(*len)?;
+            body.resize(*len, 0);
+            match spill {
+                Some(spill) => spill.read(*at, &mut body)?,
+                None => return Err(Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "spilled chunk has no file")),
+            }
+            use_body(&body)
+        }
+    }
+}
+
+fn scratch(bytes: usize) -> Result<Vec<u8>> {
+    let mut scratch = Vec::new();
+    scratch.try_reserve_exact(bytes).map_err(|_| out_of_memory(bytes))?;
+    Ok(scratch)
+}
+
+#[inline]
+fn reserve(out: &mut Vec<u8>, bytes: usize) -> Result<()> {
+    out.try_reserve(bytes).map_err(|_| out_of_memory(bytes))
+}
+
+fn out_of_memory(bytes: usize) -> Failure {
+    Failure::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
+        .detail(format!("Failed to get {bytes} bytes for captured changes."))
+}

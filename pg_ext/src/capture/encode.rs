@@ -1,0 +1,264 @@
+//! From a tuple to the bytes that travel.
+//!
+//! A row is encoded in two steps. First every value is brought to where its bytes can be copied from ([`Piece`]): this
+//! may detoast and call output functions, which may do anything, even write to a captured table. Only then is the row
+//! written to the transaction's buffer, which calls nothing.
+
+use std::ffi::CStr;
+
+use duplex_protocol::encode::RowWriter;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use super::relation::{ColumnPlan, Table};
+use super::settings::Pinned;
+use super::types::{Encoder, database_is_utf8};
+use crate::errors::{Failure, Result};
+
+/// What a frame takes beside its values: its length, the relation, the replaced version, the counts.
+const FRAME_BYTES: usize = 64;
+
+/// What a value takes beside its bytes: whether it is there, and its length.
+const VALUE_BYTES: usize = 10;
+
+/// A tuple's values, one for each attribute.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    datums: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Values {
+    /// Takes a tuple apart. The values point into the tuple.
+    ///
+    /// # Safety
+    /// `tuple` and `descriptor` are valid and of one relation, which has `attributes` attributes.
+    #[inline]
+    pub(super) unsafe fn deform(&mut self, tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc, attributes: usize) {
+        self.datums.resize(attributes, pg_sys::Datum::from(0));
+        self.nulls.resize(attributes, true);
+        // SAFETY: both arrays have room for all attributes.
+        unsafe {
+            pg_sys::heap_deform_tuple(tuple, descriptor, self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
+        }
+    }
+}
+
+/// Where the bytes of a value are; null for NULL. Valid as long as the tuple, its [`Values`] and the memory context.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    start: *const u8,
+    len: usize,
+}
+
+impl Piece {
+    const NULL: Self = Self { start: std::ptr::null(), len: 0 };
+}
+
+/// Lists that are used for one row after the other. A row takes them and gives them back, so that a row that is captured
+/// in the middle of another has its own.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) new: Values,
+    pub(super) old: Values,
+    pub(super) row: Vec<Piece>,
+    pub(super) old_key: Vec<Piece>,
+    pub(super) changed: Vec<u8>,
+}
+
+/// Brings all columns' values to where they can be copied from.
+///
+/// # Safety
+/// `values` are those of a tuple of `table` that is still there.
+#[inline]
+pub(super) unsafe fn row(table: &Table, values: &Values, out: &mut Vec<Piece>) -> Result<()> {
+    let pinned = Pinned::pin(table.settings);
+    out.clear();
+    for column in &table.columns {
+        // SAFETY: as the caller promises.
+        out.push(unsafe { piece(column, values)? });
+    }
+    pinned.release();
+    Ok(())
+}
+
+/// The same for the key's columns.
+///
+/// # Safety
+/// As [`row`].
+#[inline]
+pub(super) unsafe fn key(table: &Table, values: &Values, out: &mut Vec<Piece>) -> Result<()> {
+    let pinned = Pinned::pin(table.settings);
+    out.clear();
+    for &place in &table.key {
+        // SAFETY: as the caller promises.
+        out.push(unsafe { piece(&table.columns[place as usize], values)? });
+    }
+    pinned.release();
+    Ok(())
+}
+
+/// The most that a row of these values takes in the buffer.
+#[inline]
+pub(super) fn size(pieces: &[Piece], changed: &[u8]) -> Result<usize> {
+    let values: usize = pieces.iter().map(|piece| piece.len + VALUE_BYTES).sum();
+    let size = values + changed.len() + FRAME_BYTES;
+    if u32::try_from(size).is_err() {
+        return Err(Failure::new(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "row is too large to be replicated"));
+    }
+    Ok(size)
+}
+
+/// Writes the values into a row's frame.
+///
+/// # Safety
+/// What the pieces point to is still there.
+#[inline]
+pub(super) unsafe fn write(pieces: &[Piece], mut writer: RowWriter<'_>) {
+    for piece in pieces {
+        if piece.start.is_null() {
+            writer.null();
+        } else {
+            // SAFETY: as the caller promises.
+            writer.bytes(unsafe { std::slice::from_raw_parts(piece.start, piece.len) });
+        }
+    }
+    writer.finish();
+}
+
+/// Which columns of an UPDATE differ, as the stream's bitmap; whether the key does.
+///
+/// # Safety
+/// Both are values of tuples of `table` that are still there.
+#[inline]
+pub(super) unsafe fn compare(table: &Table, old: &Values, new: &Values, changed: &mut Vec<u8>) -> bool {
+    changed.clear();
+    changed.resize(table.columns.len().div_ceil(8), 0);
+    let mut key_changed = false;
+    for (place, column) in table.columns.iter().enumerate() {
+        // SAFETY: as the caller promises.
+        if unsafe { !is_same(column, old, new) } {
+            changed[place / 8] |= 1 << (place % 8);
+            key_changed |= column.is_key;
+        }
+    }
+    key_changed
+}
+
+unsafe fn piece(column: &ColumnPlan, values: &Values) -> Result<Piece> {
+    if values.nulls[column.attribute] {
+        return Ok(Piece::NULL);
+    }
+    let datum = &values.datums[column.attribute];
+    // SAFETY: the value is not NULL, and the column's plan was made for its type: what is passed by value is in the
+    // datum's first bytes (little-endian), everything else is what the datum points to.
+    unsafe {
+        Ok(match column.encoder {
+            Encoder::ByValue(len) => Piece { start: std::ptr::from_ref(datum).cast(), len },
+            Encoder::Fixed(len) => Piece { start: datum.cast_mut_ptr::<u8>(), len },
+            Encoder::Varlena => detoasted(datum.cast_mut_ptr()),
+            Encoder::Transcoded => {
+                let text = detoasted(datum.cast_mut_ptr());
+                transcoded(text)
+            }
+            Encoder::Output(function) => {
+                let text = pg_sys::OutputFunctionCall(function, *datum);
+                let text = Piece { start: text.cast(), len: CStr::from_ptr(text).count_bytes() };
+                if database_is_utf8() { text } else { transcoded(text) }
+            }
+        })
+    }
+}
+
+/// The same text in UTF-8.
+unsafe fn transcoded(text: Piece) -> Piece {
+    // SAFETY: the text is in the database's encoding; the result is the text itself, or a palloc'd copy ending in NUL.
+    unsafe {
+        let converted = pg_sys::pg_server_to_any(text.start.cast(), text.len as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        if converted.cast_const().cast() == text.start {
+            return text;
+        }
+        Piece { start: converted.cast(), len: CStr::from_ptr(converted).count_bytes() }
+    }
+}
+
+/// How a varlena is stored, by the lowest bits of its first byte.
+enum Stored {
+    Plain(Piece),
+    Compressed(Piece),
+    Elsewhere(Piece),
+}
+
+impl Stored {
+    /// # Safety
+    /// `varlena` points to one.
+    #[inline]
+    unsafe fn of(varlena: *const u8) -> Self {
+        const ELSEWHERE: u8 = 0x01;
+        // SAFETY: as the caller promises: the first byte says how long the header is, the header how long the value.
+        unsafe {
+            let first = *varlena;
+            if first == ELSEWHERE {
+                return Self::Elsewhere(Piece { start: varlena, len: pgrx::varsize_external(varlena.cast()) });
+            }
+            if first & 1 == 1 {
+                return Self::Plain(Piece { start: varlena.add(1), len: (first >> 1) as usize - 1 });
+            }
+            let size = (varlena.cast::<u32>().read_unaligned() >> 2) as usize;
+            let content = Piece { start: varlena.add(4), len: size - 4 };
+            if first & 2 == 2 { Self::Compressed(content) } else { Self::Plain(content) }
+        }
+    }
+}
+
+#[inline]
+unsafe fn detoasted(varlena: *mut u8) -> Piece {
+    // SAFETY: the caller passes a varlena; what detoasting returns is a plain one.
+    unsafe {
+        match Stored::of(varlena) {
+            Stored::Plain(content) => content,
+            Stored::Compressed(_) | Stored::Elsewhere(_) => {
+                let plain = pg_sys::detoast_attr(varlena.cast()).cast::<u8>();
+                match Stored::of(plain) {
+                    Stored::Plain(content) | Stored::Compressed(content) | Stored::Elsewhere(content) => content,
+                }
+            }
+        }
+    }
+}
+
+unsafe fn is_same(column: &ColumnPlan, old: &Values, new: &Values) -> bool {
+    let place = column.attribute;
+    if old.nulls[place] || new.nulls[place] {
+        return old.nulls[place] == new.nulls[place];
+    }
+    let (old, new) = (old.datums[place], new.datums[place]);
+    if column.by_value {
+        return old == new;
+    }
+    let (old, new) = (old.cast_mut_ptr::<u8>(), new.cast_mut_ptr::<u8>());
+    // SAFETY: both are not NULL, and point to values of the column's type.
+    unsafe {
+        match column.length {
+            -1 => match (Stored::of(old), Stored::of(new)) {
+                (Stored::Plain(old), Stored::Plain(new))
+                | (Stored::Compressed(old), Stored::Compressed(new))
+                | (Stored::Elsewhere(old), Stored::Elsewhere(new))
+                    if equal(old, new) =>
+                {
+                    true
+                }
+                (Stored::Plain(_), Stored::Plain(_)) => false,
+                // Stored in another way: it was assigned. That makes it changed, but for a key only its content counts.
+                _ => column.is_key && equal(detoasted(old), detoasted(new)),
+            },
+            -2 => CStr::from_ptr(old.cast()) == CStr::from_ptr(new.cast()),
+            len => equal(Piece { start: old, len: len as usize }, Piece { start: new, len: len as usize }),
+        }
+    }
+}
+
+#[inline]
+unsafe fn equal(left: Piece, right: Piece) -> bool {
+    // SAFETY: the caller passes pieces that are not NULL and still there.
+    unsafe { std::slice::from_raw_parts(left.start, left.len) == std::slice::from_raw_parts(right.start, right.len) }
+}

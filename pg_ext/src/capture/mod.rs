@@ -1,0 +1,27 @@
+//! Row triggers → a buffer in this backend → the queue, once a transaction.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
+//! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
+//! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
+//! | `replaced` | the version of the row that a change replaces |
+//! | `transaction` | what this transaction has captured; its ends, and the flush into the queue |
+//! | `buffer`, `marks`, `spill` | the bytes so far: cut back by rollbacks, compressed, beyond a size in a file |
+
+mod buffer;
+mod encode;
+mod marks;
+mod relation;
+mod replaced;
+mod settings;
+mod spill;
+mod transaction;
+mod trigger;
+mod types;
+
+/// Registers the callbacks; called from `_PG_init`.
+pub(crate) fn init() {
+    relation::init();
+    transaction::init();
+}

@@ -1,0 +1,300 @@
+//! What capture knows of a table: its descriptor, ready to be copied into a transaction's body, and how to encode its
+//! columns. Cached in the backend, looked up anew once PostgreSQL says that something has changed.
+//!
+//! Such a notice can come in the middle of a row (an output function may open a table), so it only marks an entry as
+//! stale; whoever holds the entry keeps it alive.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::rc::Rc;
+
+use duplex_protocol::encode::append_entry;
+use duplex_protocol::entry::{Column, Entry, Relation as Descriptor, Resolution};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
+
+use super::settings::Settings;
+use super::types::{Encoder, TypePlan, schema_name, to_utf8};
+use crate::errors::{Failure, Result};
+
+/// A column that travels.
+#[derive(Debug)]
+pub(super) struct ColumnPlan {
+    /// The column's place in a tuple's values.
+    pub(super) attribute: usize,
+    /// `attlen`: above 0 a fixed length, -1 a varlena, -2 a string.
+    pub(super) length: i16,
+    pub(super) by_value: bool,
+    pub(super) is_key: bool,
+    pub(super) encoder: Encoder,
+}
+
+/// A table as capture knows it.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) oid: u32,
+    /// The whole frame of the table's [`Entry::Relation`].
+    pub(super) descriptor: Vec<u8>,
+    /// All attributes of a tuple, dropped ones included.
+    pub(super) attributes: usize,
+    pub(super) columns: Vec<ColumnPlan>,
+    /// Indexes into `columns`.
+    pub(super) key: Vec<u16>,
+    /// What the text of its columns depends on.
+    pub(super) settings: Settings,
+    /// Which transaction's body describes it already; see `transaction`.
+    pub(super) described_in: Cell<u64>,
+    /// The table under whose name it is described: its root if it is a partition.
+    root: u32,
+    type_hashes: Vec<u32>,
+    stale: Cell<bool>,
+}
+
+thread_local! {
+    static TABLES: RefCell<HashMap<u32, Rc<Table>>> = RefCell::default();
+    /// A notice that came while the cache was borrowed: everything is stale.
+    static ALL_STALE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Registers for notices of change; called once in a backend.
+pub(super) fn init() {
+    // SAFETY: registered once, from _PG_init; the callbacks take no argument and never fail.
+    unsafe {
+        let none = pg_sys::Datum::from(0);
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), none);
+        pg_sys::CacheRegisterSyscacheCallback(pg_sys::SysCacheIdentifier::TYPEOID as c_int, Some(type_changed), none);
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::NAMESPACEOID as c_int,
+            Some(schema_changed),
+            none,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    let oid = relation.to_u32();
+    mark_stale(|table| oid == 0 || table.oid == oid || table.root == oid);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn type_changed(_arg: pg_sys::Datum, _cache: c_int, hash: u32) {
+    mark_stale(|table| hash == 0 || table.type_hashes.contains(&hash));
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn schema_changed(_arg: pg_sys::Datum, _cache: c_int, _hash: u32) {
+    mark_stale(|_| true);
+}
+
+fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
+    let marked = TABLES.try_with(|tables| match tables.try_borrow() {
+        Ok(tables) => {
+            tables.values().filter(|table| is_affected(table)).for_each(|table| table.stale.set(true));
+            true
+        }
+        Err(_) => false,
+    });
+    if !matches!(marked, Ok(true)) {
+        ALL_STALE.set(true);
+    }
+}
+
+/// What is known of an open table.
+#[inline]
+pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
+    // SAFETY: an open relation has a tuple descriptor.
+    let attributes = unsafe { (*relation.rd_att).natts } as usize;
+    if !ALL_STALE.get() {
+        let known = TABLES.with_borrow(|tables| tables.get(&relation.rd_id.to_u32()).cloned());
+        if let Some(table) = known.filter(|table| !table.stale.get() && table.attributes == attributes) {
+            return Ok(table);
+        }
+    }
+    rebuild(relation)
+}
+
+#[cold]
+fn rebuild(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
+    if ALL_STALE.take() {
+        TABLES.with_borrow_mut(HashMap::clear);
+    }
+    let table = Rc::new(Table::load(relation)?);
+    // What is replaced, or stale and so of no use, may go; whoever is using it holds it.
+    let replaced = TABLES.with_borrow_mut(|tables| {
+        tables.retain(|_, table| !table.stale.get());
+        tables.insert(table.oid, Rc::clone(&table))
+    });
+    drop(replaced);
+    Ok(table)
+}
+
+impl Table {
+    fn load(relation: &pg_sys::RelationData) -> Result<Self> {
+        // SAFETY: the relation is open, so its descriptor and its row of pg_class are there for as long as we look.
+        let (attributes, class) = unsafe { ((*relation.rd_att).natts as usize, &*relation.rd_rel) };
+        let key_attributes = key_attributes(relation);
+        if key_attributes.is_empty() {
+            return Err(no_key(class));
+        }
+        let mut plans = Vec::with_capacity(attributes);
+        let mut columns = Vec::with_capacity(attributes);
+        let mut settings = Settings::NONE;
+        let mut type_hashes = Vec::new();
+        for number in 0..attributes {
+            // SAFETY: `number` is below the count of attributes.
+            let attribute = unsafe { &*attribute(relation.rd_att, number) };
+            let is_key = key_attributes.contains(&attribute.attnum);
+            if attribute.attisdropped || (attribute.attgenerated != 0 && !is_key) {
+                continue;
+            }
+            let plan = TypePlan::load(attribute.atttypid, attribute.atttypmod)?;
+            columns.push(Column {
+                // SAFETY: the name is a NUL-terminated array within the attribute.
+                name: unsafe { to_utf8(attribute.attname.data.as_ptr()) },
+                type_schema: plan.schema,
+                type_name: plan.name,
+                type_modifier: plan.modifier,
+                format: plan.format,
+            });
+            plans.push(ColumnPlan {
+                attribute: number,
+                length: attribute.attlen,
+                by_value: attribute.attbyval,
+                is_key,
+                encoder: plan.encoder,
+            });
+            settings = settings | plan.settings;
+            type_hashes.extend(plan.hashes);
+        }
+        let place = |attnum: &i16| plans.iter().position(|plan| plan.attribute + 1 == *attnum as usize);
+        let key: Vec<u16> = key_attributes.iter().filter_map(place).map(|place| place as u16).collect();
+        let root = root_of(relation);
+        let (schema, name) = qualified_name(relation, root)?;
+        let entry = Entry::Relation(Descriptor {
+            id: relation.rd_id.to_u32(),
+            schema,
+            name,
+            columns,
+            key: key.clone(),
+            // The one place where a table's policy will be looked up.
+            resolution: Resolution::LastUpdateWins,
+            delta_columns: Vec::new(),
+        });
+        let mut descriptor = Vec::new();
+        append_entry(&entry, &mut descriptor);
+        Ok(Self {
+            oid: relation.rd_id.to_u32(),
+            descriptor,
+            attributes,
+            columns: plans,
+            key,
+            settings,
+            described_in: Cell::new(0),
+            root: root.to_u32(),
+            type_hashes,
+            stale: Cell::new(false),
+        })
+    }
+}
+
+/// An attribute of a tuple descriptor.
+///
+/// # Safety
+/// `descriptor` is one, and has more than `number` attributes.
+#[inline]
+unsafe fn attribute(descriptor: pg_sys::TupleDesc, number: usize) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(feature = "pg18")]
+    // SAFETY: as the caller promises.
+    return unsafe { pg_sys::TupleDescAttr(descriptor, number as c_int) };
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: as the caller promises; the attributes lie behind each other.
+    return unsafe { (*descriptor).attrs.as_ptr().add(number) };
+}
+
+/// The attribute numbers of the index that identifies rows: the replica identity's if one was chosen, else the primary
+/// key's. Empty if there is none.
+fn key_attributes(relation: &pg_sys::RelationData) -> Vec<i16> {
+    const INDEXRELID: c_int = pg_sys::SysCacheIdentifier::INDEXRELID as c_int;
+    let relation: pg_sys::Relation = std::ptr::from_ref(relation).cast_mut();
+    let (mut primary, mut identity) = (Vec::new(), Vec::new());
+    // SAFETY: the relation is open; the list is ours to free; an index's row in the syscache is pinned while it is read,
+    // and its int2vector holds `indnatts` numbers.
+    unsafe {
+        let indexes = pg_sys::RelationGetIndexList(relation);
+        for oid in oids(indexes) {
+            let tuple = pg_sys::SearchSysCache1(INDEXRELID, oid.into());
+            if tuple.is_null() {
+                continue;
+            }
+            let index = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
+            let attributes =
+                || std::slice::from_raw_parts(index.indkey.values.as_ptr(), index.indnkeyatts as usize).to_vec();
+            if index.indisvalid && index.indisprimary {
+                primary = attributes();
+            }
+            if index.indisvalid && index.indisreplident {
+                identity = attributes();
+            }
+            pg_sys::ReleaseSysCache(tuple);
+        }
+        pg_sys::list_free(indexes);
+    }
+    if identity.is_empty() { primary } else { identity }
+}
+
+unsafe extern "C-unwind" {
+    // Not among the bindings.
+    fn get_partition_ancestors(relid: pg_sys::Oid) -> *mut pg_sys::List;
+}
+
+fn root_of(relation: &pg_sys::RelationData) -> pg_sys::Oid {
+    // SAFETY: the relation is open. The guard turns an ERROR into a panic, and nothing in it has a destructor.
+    unsafe {
+        if !(*relation.rd_rel).relispartition {
+            return relation.rd_id;
+        }
+        let oid = relation.rd_id;
+        let ancestors = pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(oid));
+        oids(ancestors).last().unwrap_or(oid)
+    }
+}
+
+/// The members of a list of oids.
+///
+/// # Safety
+/// `list` is one, or null, and stays while the result is used.
+pub(super) unsafe fn oids(list: *const pg_sys::List) -> impl Iterator<Item = pg_sys::Oid> {
+    // SAFETY: as the caller promises; an empty list is null.
+    unsafe {
+        let count = if list.is_null() { 0 } else { (*list).length as usize };
+        (0..count).map(move |number| (*(*list).elements.add(number)).oid_value)
+    }
+}
+
+fn qualified_name(relation: &pg_sys::RelationData, root: pg_sys::Oid) -> Result<(String, String)> {
+    // SAFETY: the relation is open; its root is opened under the lock that a query on any partition holds or may take,
+    // and the lock is kept to the end of the transaction, as queries keep theirs.
+    unsafe {
+        let name = |class: &pg_sys::FormData_pg_class| {
+            Ok((schema_name(class.relnamespace)?, to_utf8(class.relname.data.as_ptr())))
+        };
+        if root == relation.rd_id {
+            return name(&*relation.rd_rel);
+        }
+        let opened = pg_sys::relation_open(root, pg_sys::AccessShareLock as c_int);
+        let result = name(&*(*opened).rd_rel);
+        pg_sys::relation_close(opened, pg_sys::NoLock as c_int);
+        result
+    }
+}
+
+fn no_key(class: &pg_sys::FormData_pg_class) -> Failure {
+    // SAFETY: the name is a NUL-terminated array within the row.
+    let name = unsafe { to_utf8(class.relname.data.as_ptr()) };
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("table \"{name}\" is replicated but has no primary key"),
+    )
+    .hint("Add a primary key, choose a unique index with ALTER TABLE ... REPLICA IDENTITY USING INDEX, or call duplex.disable for it.")
+}

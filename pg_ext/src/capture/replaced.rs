@@ -1,0 +1,75 @@
+//! The version of the row that a change replaces, from the transaction that had written it.
+
+use std::ffi::CStr;
+
+use duplex_protocol::entry::Replaced;
+use pgrx::pg_sys;
+
+use super::transaction;
+use crate::node;
+
+/// A row of this node's own.
+const LOCAL: u32 = 0;
+
+/// The version of an old tuple.
+///
+/// # Safety
+/// `tuple` is a valid heap tuple as it was in its table.
+#[inline]
+pub(super) unsafe fn version(tuple: pg_sys::HeapTuple) -> Replaced {
+    // The raw id: a frozen row still has it.
+    // SAFETY: a tuple from a table holds the heap's fields, not those of a datum.
+    let xmin = unsafe { (*(*tuple).t_data).t_choice.t_heap.t_xmin };
+    if let Some(known) = transaction::known_version(xmin.into_inner()) {
+        return known;
+    }
+    let version = look_up(xmin);
+    transaction::remember_version(xmin.into_inner(), version);
+    version
+}
+
+fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
+    let mut commit_ts = 0;
+    let mut origin = 0;
+    // SAFETY: lookups by transaction id; the second raises an ERROR while timestamps are not tracked and for id 0, which
+    // is why both are asked first.
+    unsafe {
+        if pg_sys::TransactionIdIsCurrentTransactionId(xmin) {
+            return Replaced::SameTransaction;
+        }
+        let is_known = pg_sys::track_commit_timestamp
+            && xmin != pg_sys::TransactionId::INVALID
+            && pg_sys::TransactionIdGetCommitTsData(xmin, &mut commit_ts, &mut origin);
+        if !is_known {
+            return Replaced::Ancient;
+        }
+    }
+    Replaced::Version { commit_ts, origin: sender_of(u32::from(origin)) }
+}
+
+/// The number by which the body refers to the node behind a replication origin. An origin of somebody else's is nobody
+/// that the peers know: what it brought was first written here.
+fn sender_of(origin: u32) -> u32 {
+    if origin == LOCAL {
+        return LOCAL;
+    }
+    let is_peer = transaction::known_origin(origin).unwrap_or_else(|| {
+        let peer = peer_name(origin);
+        let is_peer = peer.is_some();
+        transaction::remember_origin(origin, peer);
+        is_peer
+    });
+    if is_peer { origin } else { LOCAL }
+}
+
+fn peer_name(origin: u32) -> Option<String> {
+    let mut name = std::ptr::null_mut();
+    // SAFETY: a catalog lookup inside a transaction; the name is a palloc'd string that ends in NUL.
+    let name = unsafe {
+        if !pg_sys::replorigin_by_oid(origin as pg_sys::RepOriginId, true, &mut name) {
+            return None;
+        }
+        CStr::from_ptr(name)
+    };
+    node::peer_of_origin(name.to_str().ok()?).map(str::to_owned)
+}

@@ -1,0 +1,248 @@
+//! What this backend's transaction has captured, from its first row to the queue.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::rc::Rc;
+
+use duplex_protocol::encode::append_entry;
+use duplex_protocol::entry::{Entry, Origin, Replaced};
+use pgrx::{pg_guard, pg_sys};
+
+use super::buffer::Buffer;
+use super::marks::{Marks, Position};
+use super::relation::Table;
+use crate::errors::{OrRaise as _, Result};
+use crate::queue::append::{FlushPoint, QueueWriter};
+
+/// Positions of what is captured after the flush are counted in chunks from here on. No body is as long.
+const FLUSHED: Position = 1 << 62;
+
+/// What an [`Entry::Origin`] takes in the buffer beside the name.
+const ORIGIN_BYTES: usize = 32;
+
+/// A transaction's changes.
+///
+/// An empty one is the state between transactions: nothing here knows when a transaction starts.
+#[derive(Debug)]
+struct Transaction {
+    /// Tells transactions apart in [`Table::described_in`].
+    serial: u64,
+    buffer: Buffer,
+    marks: Marks,
+    /// Set once the flush was made: whatever follows (another extension's pre-commit callback wrote) is written at once.
+    flushed: Option<FlushPoint>,
+    /// The descriptors in the body, in the order in which a reader meets them.
+    described: Vec<(Rc<Table>, Position)>,
+    /// The origins that the body names.
+    named: Vec<(u32, Position)>,
+    /// Replication origins that were looked up, with the peer behind each.
+    origins: Vec<(u32, Option<String>)>,
+    /// The version looked up last: rows that are updated together were often written together.
+    version: Option<(u32, Replaced)>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Transaction> = const { RefCell::new(Transaction {
+        serial: 1,
+        buffer: Buffer::new(),
+        marks: Marks::new(),
+        flushed: None,
+        described: Vec::new(),
+        named: Vec::new(),
+        origins: Vec::new(),
+        version: None,
+    }) };
+}
+
+/// Registers for the ends of transactions; called once in a backend.
+pub(super) fn init() {
+    // SAFETY: registered once, from _PG_init; the callbacks take no argument.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        // The only events in which an ERROR is allowed: it turns the commit into an abort.
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => flush().or_raise(),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => CURRENT.with_borrow_mut(Transaction::reset),
+        // Parallel workers do not write.
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    match event {
+        SUBXACT_EVENT_COMMIT_SUB => CURRENT.with_borrow_mut(|current| current.marks.commit(subtransaction, parent)),
+        SUBXACT_EVENT_ABORT_SUB => CURRENT.with_borrow_mut(|current| current.marks.abort(subtransaction)),
+        _ => {}
+    }
+}
+
+/// Adds one change of `table`: `write` appends its frames, of `bytes` bytes at most.
+///
+/// `replaced` is what the frames refer to, so that the body names the node first. `write` must not call PostgreSQL.
+#[inline]
+pub(super) fn add(table: &Rc<Table>, replaced: Replaced, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+    let is_late = CURRENT.with_borrow_mut(|current| {
+        current.begin()?;
+        current.describe(table)?;
+        current.name(replaced)?;
+        write(current.buffer.room(bytes)?);
+        current.buffer.settle()?;
+        Result::Ok(current.flushed.is_some())
+    })?;
+    if is_late { flush() } else { Ok(()) }
+}
+
+/// The version of rows that this transaction id wrote, if it was the one looked up last.
+#[inline]
+pub(super) fn known_version(xid: u32) -> Option<Replaced> {
+    CURRENT.with_borrow(|current| current.version.filter(|(known, _)| *known == xid).map(|(_, version)| version))
+}
+
+pub(super) fn remember_version(xid: u32, version: Replaced) {
+    CURRENT.with_borrow_mut(|current| current.version = Some((xid, version)));
+}
+
+/// Whether a replication origin stands for a peer, if it was looked up in this transaction.
+pub(super) fn known_origin(origin: u32) -> Option<bool> {
+    CURRENT.with_borrow(|current| {
+        current.origins.iter().find(|(known, _)| *known == origin).map(|(_, peer)| peer.is_some())
+    })
+}
+
+pub(super) fn remember_origin(origin: u32, peer: Option<String>) {
+    CURRENT.with_borrow_mut(|current| current.origins.push((origin, peer)));
+}
+
+/// Writes what was captured into the queue.
+fn flush() -> Result<()> {
+    // Taken out: nothing stays borrowed while PostgreSQL is called. If that fails the transaction is over.
+    let (mut buffer, after) = CURRENT.with_borrow_mut(|current| {
+        current.make_cut()?;
+        Result::Ok((std::mem::take(&mut current.buffer), current.flushed))
+    })?;
+    if !buffer.is_empty() {
+        // SAFETY: inside a transaction that is not aborted; an ERROR leaves the snapshot for the abort to pop.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        let mut writer = QueueWriter::open(after)?;
+        buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?;
+        let point = writer.close();
+        // SAFETY: the snapshot pushed above is the newest one.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        CURRENT.with_borrow_mut(|current| current.flushed = Some(point));
+    }
+    CURRENT.with_borrow_mut(|current| current.buffer = buffer);
+    Ok(())
+}
+
+impl Transaction {
+    fn position(&self) -> Position {
+        match self.flushed {
+            Some(point) => FLUSHED + Position::from(point.next_chunk),
+            None => self.buffer.len(),
+        }
+    }
+
+    /// Readies everything for one more change.
+    #[inline]
+    fn begin(&mut self) -> Result<()> {
+        self.make_cut()?;
+        // SAFETY: a plain read of the backend's state.
+        let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        self.marks.note(subtransaction, self.position());
+        Ok(())
+    }
+
+    #[inline]
+    fn make_cut(&mut self) -> Result<()> {
+        match self.marks.pending_cut() {
+            Some(end) => self.cut(end),
+            None => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn cut(&mut self, end: Position) -> Result<()> {
+        match &mut self.flushed {
+            // What was written late and rolled back has left the queue with its subtransaction.
+            Some(point) => {
+                self.buffer.reset();
+                point.next_chunk = (end - FLUSHED) as u32;
+            }
+            None => self.buffer.cut(end)?,
+        }
+        self.described.retain(|(table, position)| {
+            let stays = *position < end;
+            if !stays {
+                table.described_in.set(0);
+            }
+            stays
+        });
+        self.named.retain(|(_, position)| *position < end);
+        self.marks.cut_made();
+        Ok(())
+    }
+
+    /// Describes the table unless the body has the same descriptor already.
+    #[inline]
+    fn describe(&mut self, table: &Rc<Table>) -> Result<()> {
+        if table.described_in.get() == self.serial { Ok(()) } else { self.describe_anew(table) }
+    }
+
+    #[cold]
+    fn describe_anew(&mut self, table: &Rc<Table>) -> Result<()> {
+        // The table was looked up anew in the middle of the transaction; what counts is what a reader met last.
+        let last = self.described.iter().rev().find(|(described, _)| described.oid == table.oid);
+        let position = match last {
+            Some((described, position)) if described.descriptor == table.descriptor => *position,
+            _ => {
+                let position = self.position();
+                self.buffer.room(table.descriptor.len())?.extend_from_slice(&table.descriptor);
+                position
+            }
+        };
+        self.described.push((Rc::clone(table), position));
+        table.described_in.set(self.serial);
+        Ok(())
+    }
+
+    /// Names the node that a replaced version came from.
+    #[inline]
+    fn name(&mut self, replaced: Replaced) -> Result<()> {
+        let Replaced::Version { origin, .. } = replaced else { return Ok(()) };
+        if origin == 0 || self.named.iter().any(|(named, _)| *named == origin) {
+            return Ok(());
+        }
+        let peer = self.origins.iter().find(|(known, _)| *known == origin).and_then(|(_, peer)| peer.clone());
+        let entry = Entry::Origin(Origin { id: origin, name: peer.unwrap_or_default() });
+        let position = self.position();
+        append_entry(&entry, self.buffer.room(pg_sys::NAMEDATALEN as usize * 8 + ORIGIN_BYTES)?);
+        self.named.push((origin, position));
+        Ok(())
+    }
+
+    /// The transaction is over. Must not fail.
+    fn reset(&mut self) {
+        self.serial += 1;
+        self.buffer.reset();
+        self.marks.reset();
+        self.flushed = None;
+        self.described.clear();
+        self.named.clear();
+        self.origins.clear();
+        self.version = None;
+    }
+}

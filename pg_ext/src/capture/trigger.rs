@@ -1,0 +1,215 @@
+//! The trigger functions: what PostgreSQL calls for each row and for each TRUNCATE.
+//!
+//! They are plain C functions (`sql/20_capture.sql` declares them): what `#[pg_trigger]` makes of the trigger's data
+//! costs more than everything done here.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use duplex_protocol::encode::{RowWriter, append_entry};
+use duplex_protocol::entry::{Entry, PutKind, Replaced, Truncate};
+use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
+
+use super::encode::{self, Scratch};
+use super::relation::{self, Table};
+use super::{replaced, transaction};
+use crate::errors::{Failure, OrRaise as _, Result};
+use crate::gucs;
+
+/// What a `Truncate` takes in the buffer.
+const TRUNCATE_BYTES: usize = 32;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Says that the functions here follow PostgreSQL's version-1 calling convention.
+static VERSION_1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+
+/// The calling convention of [`duplex_capture_row`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_duplex_capture_row() -> &'static pg_sys::Pg_finfo_record {
+    &VERSION_1
+}
+
+/// The calling convention of [`duplex_capture_truncate`].
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_duplex_capture_truncate() -> &'static pg_sys::Pg_finfo_record {
+    &VERSION_1
+}
+
+/// `duplex.capture_row()`: AFTER INSERT, UPDATE or DELETE, for each row.
+///
+/// # Safety
+/// PostgreSQL's function manager calls it.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn duplex_capture_row(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if !gucs::is_replication() {
+        // SAFETY: the function manager passes a valid call.
+        unsafe { row(call).or_raise() };
+    }
+    pg_sys::Datum::from(0)
+}
+
+/// `duplex.capture_truncate()`: AFTER TRUNCATE, for each statement.
+///
+/// # Safety
+/// As [`duplex_capture_row`].
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn duplex_capture_truncate(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if !gucs::is_replication() {
+        // SAFETY: the function manager passes a valid call.
+        unsafe { truncate(call).or_raise() };
+    }
+    pg_sys::Datum::from(0)
+}
+
+/// The trigger's data, if this is a call by a trigger of the right kind.
+unsafe fn trigger_data<'a>(call: pg_sys::FunctionCallInfo, level: u32) -> Result<&'a pg_sys::TriggerData> {
+    const SHAPE: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+    // SAFETY: the call is valid, so its context is null or a node, and a TriggerData node is what it says.
+    let data = unsafe {
+        let context = (*call).context;
+        match context.as_ref() {
+            Some(node) if node.type_ == pg_sys::NodeTag::T_TriggerData => &*context.cast::<pg_sys::TriggerData>(),
+            _ => return Err(misused()),
+        }
+    };
+    if data.tg_event & SHAPE == level | pg_sys::TRIGGER_EVENT_AFTER { Ok(data) } else { Err(misused()) }
+}
+
+fn misused() -> Failure {
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        "capture functions can only be called by the triggers that duplex.enable creates",
+    )
+}
+
+unsafe fn row(call: pg_sys::FunctionCallInfo) -> Result<()> {
+    // SAFETY: as the caller promises; the relation is open while its trigger runs.
+    let (data, relation) = unsafe {
+        let data = trigger_data(call, pg_sys::TRIGGER_EVENT_ROW)?;
+        (data, &*data.tg_relation)
+    };
+    let table = relation::lookup(relation)?;
+    let mut scratch = SCRATCH.take();
+    // SAFETY: the tuples are of the open relation, and there until the trigger returns; an UPDATE has both.
+    unsafe {
+        match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => insert(&table, relation.rd_att, data.tg_trigtuple, &mut scratch)?,
+            pg_sys::TRIGGER_EVENT_DELETE => delete(&table, relation.rd_att, data.tg_trigtuple, &mut scratch)?,
+            pg_sys::TRIGGER_EVENT_UPDATE => {
+                update(&table, relation.rd_att, data.tg_trigtuple, data.tg_newtuple, &mut scratch)?;
+            }
+            _ => return Err(misused()),
+        }
+    }
+    SCRATCH.set(scratch);
+    Ok(())
+}
+
+unsafe fn insert(
+    table: &Rc<Table>,
+    descriptor: pg_sys::TupleDesc,
+    tuple: pg_sys::HeapTuple,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Scratch { new, row, .. } = scratch;
+    // SAFETY: as the caller promises.
+    unsafe {
+        new.deform(tuple, descriptor, table.attributes);
+        encode::row(table, new, row)?;
+        transaction::add(table, Replaced::Nothing, encode::size(row, &[])?, |out| {
+            let writer = RowWriter::put(out, table.oid, PutKind::Insert, Replaced::Nothing, &[], &[], row.len());
+            encode::write(row, writer);
+        })
+    }
+}
+
+unsafe fn delete(
+    table: &Rc<Table>,
+    descriptor: pg_sys::TupleDesc,
+    tuple: pg_sys::HeapTuple,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Scratch { old, old_key, .. } = scratch;
+    // SAFETY: as the caller promises.
+    unsafe {
+        old.deform(tuple, descriptor, table.attributes);
+        encode::key(table, old, old_key)?;
+        let replaced = replaced::version(tuple);
+        transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
+            encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+        })
+    }
+}
+
+unsafe fn update(
+    table: &Rc<Table>,
+    descriptor: pg_sys::TupleDesc,
+    old_tuple: pg_sys::HeapTuple,
+    new_tuple: pg_sys::HeapTuple,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Scratch { new, old, row, old_key, changed } = scratch;
+    // SAFETY: as the caller promises.
+    unsafe {
+        old.deform(old_tuple, descriptor, table.attributes);
+        new.deform(new_tuple, descriptor, table.attributes);
+        let key_changed = encode::compare(table, old, new, changed);
+        encode::row(table, new, row)?;
+        let replaced = replaced::version(old_tuple);
+        if !key_changed {
+            return transaction::add(table, replaced, encode::size(row, changed)?, |out| {
+                let writer = RowWriter::put(out, table.oid, PutKind::Update, replaced, changed, &[], row.len());
+                encode::write(row, writer);
+            });
+        }
+        encode::key(table, old, old_key)?;
+        let bytes = encode::size(old_key, &[])? + encode::size(row, &[])?;
+        transaction::add(table, replaced, bytes, |out| {
+            encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+            let writer = RowWriter::put(out, table.oid, PutKind::Insert, Replaced::Nothing, &[], &[], row.len());
+            encode::write(row, writer);
+        })
+    }
+}
+
+unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
+    // SAFETY: as the caller promises; the relation is open while its trigger runs.
+    let relation = unsafe { &*trigger_data(call, 0)?.tg_relation };
+    // SAFETY: an open relation has its row of pg_class.
+    if unsafe { (*relation.rd_rel).relispartition } {
+        return Err(Failure::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "a single partition of a replicated table cannot be truncated",
+        )
+        .hint("Use DELETE, or truncate the whole partitioned table."));
+    }
+    let table = relation::lookup(relation)?;
+    let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity: restarted_identity(relation.rd_id) });
+    transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))
+}
+
+/// Whether the TRUNCATE that is running was told RESTART IDENTITY.
+///
+/// A trigger is not told. But restarting a sequence gives it a new file, and the relation remembers the subtransaction
+/// that did so.
+fn restarted_identity(table: pg_sys::Oid) -> bool {
+    // SAFETY: the sequences belong to a table that this transaction has locked, so they cannot be dropped; each is
+    // opened and closed here, and its lock kept to the end of the transaction.
+    unsafe {
+        let current = pg_sys::GetCurrentSubTransactionId();
+        relation::oids(pg_sys::getOwnedSequences(table)).any(|oid| {
+            let sequence = pg_sys::relation_open(oid, pg_sys::AccessShareLock as i32);
+            #[cfg(feature = "pg15")]
+            let renewed_in = (*sequence).rd_newRelfilenodeSubid;
+            #[cfg(not(feature = "pg15"))]
+            let renewed_in = (*sequence).rd_newRelfilelocatorSubid;
+            pg_sys::relation_close(sequence, pg_sys::NoLock as i32);
+            renewed_in == current
+        })
+    }
+}

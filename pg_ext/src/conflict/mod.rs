@@ -1,0 +1,3 @@
+//! Which of two writes of a row stays.
+
+pub(crate) mod version;

@@ -1,0 +1,35 @@
+//! The extension `pg_duplex`: captures the changes of enabled tables into a queue, hands the queue to the relay, and
+//! applies what peers' relays bring.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `capture` | row triggers → a buffer in this backend → the queue, once a transaction |
+//! | `queue` | the queue tables: appending, draining by snapshots, rotating |
+//! | `apply` | a peer's transactions, written at the executor's level |
+//! | `conflict` | which of two writes of a row stays |
+//! | `gucs`, `errors`, `node` | settings; errors as PostgreSQL reports them; who this node and its peers are |
+//!
+//! The SQL side is written by hand in `/sql`; a test compares its C declarations with the functions here.
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("a panic must unwind into PostgreSQL's error handling: build with panic = \"unwind\"");
+#[cfg(not(target_endian = "little"))]
+compile_error!("the raw images of numeric and jsonb in the stream are little-endian");
+
+mod apply;
+mod capture;
+mod conflict;
+mod errors;
+mod gucs;
+mod node;
+mod queue;
+
+pgrx::pg_module_magic!();
+
+/// Called once in each backend, when the library is loaded: at the first captured row or the first function called.
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    gucs::init();
+    queue::init();
+    capture::init();
+}

@@ -1,0 +1,112 @@
+//! Writing a transaction's chunks into the queue, at heap level.
+//!
+//! No SPI and no change of user: the writer needs no right on schema `duplex`. No index and no TOAST: a chunk is cut
+//! into pieces that fit a page. Pages are filled in order, without the free space map, so that the drain knows where
+//! new rows can still turn up (`segment`).
+
+use pgrx::pg_sys;
+
+use super::{limit, tables};
+use crate::errors::Result;
+
+/// Bytes of payload in one queue row: with the tuple's header and fixed columns it just fits an empty page.
+const PIECE_BYTES: usize = pg_sys::BLCKSZ as usize - 160;
+
+/// `HEAP_INSERT_SKIP_FSM`: take the last page or a new one, never an older page with room.
+const INSERT_OPTIONS: i32 = pg_sys::HEAP_INSERT_SKIP_FSM as i32;
+
+/// Where an earlier flush of the same transaction stopped: another extension's pre-commit callback may write after
+/// ours, and its changes follow as further chunks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlushPoint {
+    /// WAL insert position of the first flush; all chunks of the transaction carry it.
+    pub(crate) lsn: u64,
+    /// Number of the next chunk.
+    pub(crate) next_chunk: u32,
+}
+
+/// The queue table that writers append to, open for one transaction's chunks.
+#[derive(Debug)]
+pub(crate) struct QueueWriter {
+    /// Null where the extension was dropped in this very transaction: there is no node any more to capture for.
+    relation: pg_sys::Relation,
+    xid: u64,
+    point: FlushPoint,
+}
+
+impl QueueWriter {
+    /// Opens the current queue table; `after` continues an earlier flush of this transaction.
+    ///
+    /// The ordering position is taken here: a transaction that waited for another one comes here only after that one's
+    /// commit, so its position is the greater one.
+    ///
+    /// # Errors
+    /// As [`tables::lookup`] and [`limit::check`].
+    pub(crate) fn open(after: Option<FlushPoint>) -> Result<Self> {
+        let tables = tables::lookup()?;
+        // SAFETY: called at pre-commit, inside a transaction that has written and so has a transaction id; the table
+        // is open with its lock until the end of the transaction.
+        unsafe {
+            let relation = match tables {
+                Some(tables) => {
+                    limit::check(&tables)?;
+                    let oid = tables.queue[tables.writing];
+                    pg_sys::table_open(oid, pg_sys::RowExclusiveLock as _)
+                }
+                None => std::ptr::null_mut(),
+            };
+            if let Some(storage) = relation.as_ref().and_then(|relation| relation.rd_smgr.as_mut()) {
+                // Forget the page that this backend used last: others have gone on since.
+                storage.smgr_targblock = pg_sys::InvalidBlockNumber;
+            }
+            let point = after.unwrap_or_else(|| FlushPoint { lsn: pg_sys::GetXLogInsertRecPtr(), next_chunk: 0 });
+            Ok(Self { relation, xid: pg_sys::GetTopFullTransactionId().value, point })
+        }
+    }
+
+    /// Appends one chunk; `expanded_len` is 0 if `body` is not compressed.
+    pub(crate) fn append(&mut self, body: &[u8], expanded_len: u32) -> Result<()> {
+        if !self.relation.is_null() {
+            for (number, piece) in body.chunks(PIECE_BYTES).enumerate() {
+                self.insert(number as u32, expanded_len, piece);
+            }
+        }
+        self.point.next_chunk += 1;
+        Ok(())
+    }
+
+    fn insert(&self, number: u32, expanded_len: u32, piece: &[u8]) {
+        // SAFETY: the values match the table's six columns in type and order (`page` reads the same layout); the
+        // varlena is built in palloc'd memory of its full size, and heap_insert copies the tuple.
+        unsafe {
+            let size = pg_sys::VARHDRSZ + piece.len();
+            let payload = pg_sys::palloc(size).cast::<pg_sys::varlena>();
+            pgrx::set_varsize_4b(payload, size as i32);
+            let content = payload.cast::<u8>().add(pg_sys::VARHDRSZ);
+            std::ptr::copy_nonoverlapping(piece.as_ptr(), content, piece.len());
+            let mut values = [
+                pg_sys::Datum::from(self.point.lsn),
+                pg_sys::Datum::from(self.xid),
+                pg_sys::Datum::from(self.point.next_chunk),
+                pg_sys::Datum::from(number),
+                pg_sys::Datum::from(expanded_len),
+                pg_sys::Datum::from(payload),
+            ];
+            let mut nulls = [false; 6];
+            let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let command = pg_sys::GetCurrentCommandId(true);
+            pg_sys::heap_insert(self.relation, tuple, command, INSERT_OPTIONS, std::ptr::null_mut());
+            pg_sys::heap_freetuple(tuple);
+            pg_sys::pfree(payload.cast());
+        }
+    }
+
+    /// Closes the table, keeping its lock to the end of the transaction.
+    pub(crate) fn close(self) -> FlushPoint {
+        if !self.relation.is_null() {
+            // SAFETY: opened in `open`, closed once, since this consumes the writer.
+            unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as _) };
+        }
+        self.point
+    }
+}

@@ -1,0 +1,230 @@
+//! The functions that the relay calls to get at the queue: `duplex.drain_open`, `drain`, `drain_confirm`.
+//!
+//! What a session has handed out lives in its memory; what Kafka has acknowledged is durable in `duplex.drain_state`.
+//! An ERROR forgets the session's memory, and the relay opens the drain again.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use duplex_protocol::record::{Header, Hello, Kind, Position};
+use pgrx::iter::{SetOfIterator, TableIterator};
+use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
+
+use super::page::RowHead;
+use super::pass::Pass;
+use super::segment::Segment;
+use super::snapshot::Snapshot;
+use super::state::{self, State};
+use super::tables::{self, COUNT};
+use super::watermark::Watermarks;
+use super::{rotate, wal};
+use crate::errors::{Failure, OrRaise as _, Result};
+use crate::node::Node;
+
+/// Key of the advisory lock that the one active relay of a database holds, as (class, object).
+const DRAIN_LOCK: (i32, i32) = (0x6475_7078, 1);
+
+/// How often the queue's tail is looked at while transactions come in, and while none has come for [`IDLE_AFTER`].
+const POLL_BUSY: Duration = Duration::from_millis(1);
+const POLL_IDLE: Duration = Duration::from_millis(4);
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+/// What this session has drained.
+#[derive(Debug)]
+struct Drain {
+    /// What all records of this session have in common; position and chunk are filled in.
+    template: Header,
+    /// All that this sees is published and confirmed.
+    previous: Snapshot,
+    pass: Option<Pass>,
+    segments: [Segment; COUNT],
+    watermarks: Watermarks,
+    /// The newest transaction handed out, until it is confirmed.
+    outstanding: Option<Position>,
+    last_found: Instant,
+    heads: Vec<RowHead>,
+}
+
+thread_local! {
+    static DRAIN: RefCell<Option<Drain>> = const { RefCell::new(None) };
+}
+
+#[pg_extern(sql = false)]
+fn drain_open(
+    newest_generation: i64,
+) -> TableIterator<
+    'static,
+    (name!(node, String), name!(generation, i64), name!(topic_offset, Option<i64>), name!(hello, Vec<u8>)),
+> {
+    TableIterator::once(open(newest_generation).or_raise())
+}
+
+#[pg_extern(sql = false)]
+fn drain(wait_ms: i32, max_bytes: i32) -> SetOfIterator<'static, Vec<u8>> {
+    let deadline = Instant::now() + Duration::from_millis(wait_ms.max(0) as u64);
+    let mut drain = take_drain().or_raise();
+    let records = drain.records(deadline, max_bytes.max(1) as usize).or_raise();
+    DRAIN.set(Some(drain));
+    SetOfIterator::new(records)
+}
+
+#[pg_extern(sql = false)]
+fn drain_confirm(lsn: i64, xid: i64, topic_offset: i64) {
+    let mut drain = take_drain().or_raise();
+    drain.confirm(Position { lsn: lsn as u64, xid: xid as u64 }, topic_offset).or_raise();
+    DRAIN.set(Some(drain));
+}
+
+fn take_drain() -> Result<Drain> {
+    DRAIN.take().ok_or_else(|| {
+        Failure::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "this session does not drain the queue")
+            .hint("Call duplex.drain_open first; after an error, call it again.")
+    })
+}
+
+fn open(newest_generation: i64) -> Result<(String, i64, Option<i64>, Vec<u8>)> {
+    DRAIN.set(None);
+    let node = Node::load()?;
+    let (class, object) = DRAIN_LOCK;
+    let locked = Spi::get_one::<bool>(&format!("select pg_try_advisory_lock({class}, {object})"));
+    if !matches!(locked, Ok(Some(true))) {
+        return Err(Failure::new(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            format!("node \"{}\" is already drained by another session", node.name),
+        )
+        .hint("One relay a node is active; this one may stand by and try again."));
+    }
+    let state = State::take_over(newest_generation)?;
+    let now = wal::now();
+    let template = Header {
+        kind: Kind::Transaction,
+        node: node.name.clone(),
+        generation: state.generation as u64,
+        position: Position { lsn: 0, xid: 0 },
+        chunk: 0,
+        last: true,
+        commit_ts: now,
+        seen: Vec::new(),
+        settled: i64::MIN,
+        held: i64::MIN,
+        expanded_len: None,
+    };
+    let hello = Hello { node_id: node.id, extension_version: env!("CARGO_PKG_VERSION").to_owned() };
+    let hello = Header { kind: Kind::Hello, ..template.clone() }.encode_record(&hello.encode());
+    DRAIN.set(Some(Drain {
+        template,
+        previous: state.previous,
+        pass: Some(Pass::begin(state.current, Some(state.confirmed))),
+        segments: Default::default(),
+        watermarks: Watermarks::default(),
+        outstanding: None,
+        last_found: Instant::now(),
+        heads: Vec::new(),
+    }));
+    Ok((node.name, state.generation, state.topic_offset, hello))
+}
+
+impl Drain {
+    /// The next records, at least one unless the deadline passes first or the rest of the pass waits for a confirm.
+    fn records(&mut self, deadline: Instant, max_bytes: usize) -> Result<Vec<Vec<u8>>> {
+        let Some(tables) = tables::lookup()? else {
+            return Err(Failure::new(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the extension pg_duplex is gone from this database",
+            ));
+        };
+        // SAFETY: closed below; an ERROR in between closes them with the transaction.
+        let relations = tables.queue.map(|oid| unsafe { pg_sys::table_open(oid, pg_sys::AccessShareLock as _) });
+        let records = self.wait_for_records(&relations, deadline, max_bytes)?;
+        for relation in relations {
+            // SAFETY: opened above.
+            unsafe { pg_sys::table_close(relation, pg_sys::AccessShareLock as _) };
+        }
+        if !records.is_empty() {
+            wal::flush_all();
+        }
+        Ok(records)
+    }
+
+    fn wait_for_records(
+        &mut self,
+        relations: &[pg_sys::Relation; COUNT],
+        deadline: Instant,
+        max_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>> {
+        loop {
+            if let Some(pass) = &mut self.pass {
+                if pass.list(relations, &mut self.segments, &self.previous, &mut self.heads)? {
+                    self.last_found = Instant::now();
+                    return self.hand_out(relations, max_bytes);
+                }
+                if self.outstanding.is_some() {
+                    return Ok(Vec::new());
+                }
+                self.finish_pass();
+            }
+            let current = Snapshot::take();
+            self.watermarks.observe(&current);
+            let mut pass = Pass::begin(current, None);
+            let found = pass.list(relations, &mut self.segments, &self.previous, &mut self.heads)?;
+            self.pass = Some(pass);
+            if found {
+                continue;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Ok(Vec::new());
+            }
+            let poll = if now - self.last_found < IDLE_AFTER { POLL_BUSY } else { POLL_IDLE };
+            wal::nap(poll.min(deadline - now));
+        }
+    }
+
+    fn hand_out(&mut self, relations: &[pg_sys::Relation; COUNT], max_bytes: usize) -> Result<Vec<Vec<u8>>> {
+        self.watermarks.stamp(&mut self.template)?;
+        let pass = self.pass.as_mut().expect("handing out follows listing");
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut body = Vec::new();
+        while bytes < max_bytes {
+            body.clear();
+            let Some(chunk) = pass.next_chunk(relations, &mut body)? else { break };
+            self.template.position = chunk.position;
+            self.template.chunk = chunk.chunk;
+            self.template.last = chunk.last;
+            self.template.expanded_len = (chunk.expanded_len > 0).then_some(chunk.expanded_len);
+            self.template.commit_ts = wal::commit_timestamp(chunk.position.xid)?;
+            let record = self.template.encode_record(&body);
+            bytes += record.len();
+            records.push(record);
+            self.outstanding = Some(chunk.position);
+        }
+        Ok(records)
+    }
+
+    fn confirm(&mut self, position: Position, topic_offset: i64) -> Result<()> {
+        if self.outstanding == Some(position) {
+            self.outstanding = None;
+        }
+        let finished = self.outstanding.is_none() && self.pass.as_ref().is_none_or(Pass::is_exhausted);
+        if finished {
+            self.finish_pass();
+        }
+        let current = self.pass.as_ref().map_or(&self.previous, |pass| &pass.current);
+        state::save(&self.previous, current, position, topic_offset)?;
+        if finished {
+            rotate::rotate(&self.segments, &self.previous, &mut self.heads)?;
+        }
+        Ok(())
+    }
+
+    /// All of the pass is confirmed: the next one starts from its snapshot.
+    fn finish_pass(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            self.previous = pass.current;
+            for segment in &mut self.segments {
+                segment.finish_pass();
+            }
+        }
+    }
+}

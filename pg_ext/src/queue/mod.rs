@@ -1,0 +1,34 @@
+//! The queue: three tables that take turns.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `append` | a committing transaction writes its chunks |
+//! | `limit` | warning or refusing when the queue has grown too large |
+//! | `tables` | where the three tables are, and which one writers use |
+//! | `page` | reading queue rows off a heap page |
+//! | `snapshot` | the drain's rule: seen now, and not before |
+//! | `segment` | which pages of one table still have to be looked at |
+//! | `pass` | one pass over the rows of one snapshot, in the order of commits |
+//! | `drain` | the functions that the relay calls |
+//! | `state` | how far the relay has come, durably |
+//! | `rotate` | truncating a table whose rows are all published, moving writers on |
+//! | `watermark` | what a record says of its node beside the changes |
+//! | `wal` | clock, WAL and latch |
+
+pub(crate) mod append;
+mod drain;
+mod limit;
+mod page;
+mod pass;
+mod rotate;
+mod segment;
+mod snapshot;
+mod state;
+mod tables;
+mod wal;
+mod watermark;
+
+/// Registers the cache callback; called from `_PG_init`.
+pub(crate) fn init() {
+    tables::init();
+}

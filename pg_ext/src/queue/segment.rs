@@ -1,0 +1,184 @@
+//! Which pages of one queue table still have to be looked at.
+//!
+//! A table may hold a hundred thousand published rows, and the drain looks every millisecond, so it must not read them
+//! again. Writers only ever take the last page or add one. So once all who were writing when the table had `n` pages
+//! have ended, no row can appear below page `n - 1` any more: those pages are *closed*, and the *frontier* moves up to
+//! there. A closed page with a row whose transaction has not ended (a prepared one, say) is remembered as a straggler.
+
+use pgrx::pg_sys;
+
+use super::page::{self, RowHead};
+use super::snapshot::Snapshot;
+use crate::errors::Result;
+
+/// Pages that a table grows by before the frontier is worth moving.
+const FRONTIER_STEP: u32 = 4;
+
+/// What was found on a page by the last look.
+#[derive(Debug, Clone, Copy)]
+struct PageNote {
+    /// The page's LSN then.
+    lsn: u64,
+    /// Whether every row on it belonged to a transaction that had ended.
+    settled: bool,
+}
+
+/// All who were writing when the table had this many pages.
+#[derive(Debug)]
+struct Barrier {
+    blocks: u32,
+    writers: Vec<Writer>,
+}
+
+/// What the drain knows about one queue table.
+#[derive(Debug, Default)]
+pub(crate) struct Segment {
+    /// The file that all this is about: another one after TRUNCATE.
+    storage: u32,
+    frontier: u32,
+    /// Notes on the pages from the frontier on, as of the last finished pass.
+    notes: Vec<PageNote>,
+    /// The same, as of the pass that is under way.
+    fresh: Vec<PageNote>,
+    stragglers: Vec<u32>,
+    fresh_stragglers: Vec<u32>,
+    closed: u32,
+    barrier: Option<Barrier>,
+}
+
+impl Segment {
+    /// Shows `visit` all rows that may be news to the pass: (page, row). Rows of published transactions are among
+    /// them; the pass sorts them out.
+    pub(crate) fn scan(
+        &mut self,
+        relation: pg_sys::Relation,
+        current: &Snapshot,
+        heads: &mut Vec<RowHead>,
+        mut visit: impl FnMut(u32, &RowHead),
+    ) -> Result<()> {
+        let storage = storage_number(relation);
+        if storage != self.storage {
+            *self = Self { storage, ..Self::default() };
+        }
+        let blocks = block_count(relation);
+        // Before the pages are read: a row below what is closed now is there to be found.
+        self.watch_writers(relation, blocks);
+        self.fresh.clear();
+        self.fresh_stragglers.clear();
+        let mut look = |block: u32, heads: &mut Vec<RowHead>| -> Result<PageNote> {
+            let lsn = page::read_heads(relation, block, heads)?;
+            let mut settled = true;
+            for head in heads.iter() {
+                if current.sees(head.position.xid) {
+                    visit(block, head);
+                } else {
+                    settled = false;
+                }
+            }
+            Ok(PageNote { lsn, settled })
+        };
+        for &block in &self.stragglers {
+            if !look(block, heads)?.settled {
+                self.fresh_stragglers.push(block);
+            }
+        }
+        for block in self.frontier..blocks {
+            let known = self.notes.get((block - self.frontier) as usize).filter(|note| note.settled);
+            let note = match known {
+                Some(note) if note.lsn == page::read_lsn(relation, block) => *note,
+                _ => look(block, heads)?,
+            };
+            self.fresh.push(note);
+        }
+        Ok(())
+    }
+
+    /// The pass is over and all it found is published: its findings are what the next one starts from.
+    pub(crate) fn finish_pass(&mut self) {
+        std::mem::swap(&mut self.notes, &mut self.fresh);
+        std::mem::swap(&mut self.stragglers, &mut self.fresh_stragglers);
+        let closed = (self.closed.saturating_sub(self.frontier) as usize).min(self.notes.len());
+        let frontier = self.frontier;
+        let unsettled = self.notes.drain(..closed).enumerate().filter(|(_, note)| !note.settled);
+        self.stragglers.extend(unsettled.map(|(i, _)| frontier + i as u32));
+        self.frontier += closed as u32;
+    }
+
+    /// Whether all rows that the last finished pass found are published, so that truncating may be tried.
+    pub(crate) fn looks_settled(&self) -> bool {
+        self.stragglers.is_empty() && self.notes.iter().all(|note| note.settled)
+    }
+
+    fn watch_writers(&mut self, relation: pg_sys::Relation, blocks: u32) {
+        match &mut self.barrier {
+            Some(barrier) => {
+                let still_there = writers(relation);
+                barrier.writers.retain(|writer| still_there.contains(writer));
+                if barrier.writers.is_empty() {
+                    self.closed = barrier.blocks.saturating_sub(1);
+                    self.barrier = None;
+                }
+            }
+            None if blocks > self.closed.max(self.frontier) + FRONTIER_STEP => {
+                self.barrier = Some(Barrier { blocks, writers: writers(relation) });
+            }
+            None => {}
+        }
+    }
+}
+
+/// Number of pages in the table.
+pub(crate) fn block_count(relation: pg_sys::Relation) -> u32 {
+    // SAFETY: the relation is open.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+fn storage_number(relation: pg_sys::Relation) -> u32 {
+    // SAFETY: the relation is open.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let number = (*relation).rd_node.relNode;
+        #[cfg(not(feature = "pg15"))]
+        let number = (*relation).rd_locator.relNumber;
+        number.into()
+    }
+}
+
+/// A transaction by its backend and that backend's number of it.
+type Writer = (i32, u32);
+
+/// The transactions that hold the table for writing now. Prepared ones are left out: they have written all they will.
+fn writers(relation: pg_sys::Relation) -> Vec<Writer> {
+    // SAFETY: the tag names an open relation of this database; the array has as many entries as the count says, and
+    // is freed once.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: (*relation).rd_lockInfo.lockRelId.dbId.to_u32(),
+            locktag_field2: (*relation).rd_lockInfo.lockRelId.relId.to_u32(),
+            locktag_field3: 0,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        let mut count = 0;
+        let found = pg_sys::GetLockConflicts(&tag, pg_sys::ShareLock as _, &mut count);
+        let writers = std::slice::from_raw_parts(found, usize::try_from(count).unwrap_or(0))
+            .iter()
+            .map(|vxid| (backend(vxid), vxid.localTransactionId))
+            .filter(|&(backend, _)| backend != NO_BACKEND)
+            .collect();
+        pg_sys::pfree(found.cast());
+        writers
+    }
+}
+
+/// What stands in place of the backend for a prepared transaction.
+const NO_BACKEND: i32 = -1;
+
+fn backend(vxid: &pg_sys::VirtualTransactionId) -> i32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let backend = vxid.backendId;
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    let backend = vxid.procNumber;
+    backend
+}

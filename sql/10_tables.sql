@@ -1,0 +1,89 @@
+-- What a node knows: who it is, which tables and peers take part, what is still to be sent.
+-- Nothing here is for applications. Views (40_views.sql) show it; functions change it.
+
+create table duplex.node (
+    singleton  boolean     primary key default true check (singleton),
+    name       text        not null,
+    node_id    uuid        not null default gen_random_uuid(),
+    created_at timestamptz not null default now()
+);
+comment on table duplex.node is 'This database as a node: one row, written by duplex.create_node.';
+
+create table duplex.table_registry (
+    relid         oid         primary key,
+    resolution    text        not null default 'last_update_wins',
+    delta_columns name[]      not null default '{}',
+    enabled_at    timestamptz not null default now()
+);
+comment on table duplex.table_registry is 'Tables that take part, by oid. Partitions are covered by their root.';
+
+create table duplex.peer_registry (
+    name             text        primary key,
+    added_at         timestamptz not null default now(),
+    node_id          uuid,
+    generation       bigint      not null default 0,
+    last_lsn         bigint      not null default 0,
+    last_xid         bigint      not null default 0,
+    settled          timestamptz,
+    state            text        not null default 'waiting'
+        check (state in ('waiting', 'running', 'retrying', 'stopped', 'gap')),
+    reason           text,
+    skip_next        boolean     not null default false,
+    state_changed_at timestamptz not null default now()
+);
+comment on table duplex.peer_registry is 'Nodes whose streams are applied here, and how that is going.';
+comment on column duplex.peer_registry.node_id is 'The identity in the peer''s newest hello; another one later is another database.';
+comment on column duplex.peer_registry.skip_next is 'An operator said to leave out the transaction at which the stream stopped.';
+comment on column duplex.peer_registry.generation is 'The newest take-over of the stream; records of an earlier one that come later are void.';
+
+create table duplex.apply_errors (
+    id          bigint      generated always as identity primary key,
+    happened_at timestamptz not null default now(),
+    peer        text        not null,
+    topic_offset bigint     not null,
+    sqlstate    text        not null,
+    message     text        not null,
+    detail      text,
+    hint        text,
+    resolution  text,
+    resolved_at timestamptz
+);
+comment on table duplex.apply_errors is 'Errors that stopped a peer''s stream, newest last.';
+
+create table duplex.drain_state (
+    singleton    boolean     primary key default true check (singleton),
+    generation   bigint      not null default 0,
+    previous     pg_snapshot not null,
+    current      pg_snapshot not null,
+    lsn          bigint      not null default 0,
+    xid          bigint      not null default 0,
+    topic_offset bigint
+) with (fillfactor = 20);
+comment on table duplex.drain_state is 'How far the queue has been published: all that previous saw, and of current all up to (lsn, xid).';
+
+-- The queue: three tables that take turns, so that one whose rows are all published can be truncated while writers
+-- use another. Rows are only ever appended: no index, no TOAST (payloads are compressed before they come here and cut
+-- to fit a page), no vacuum.
+create table duplex.queue_0 (
+    lsn          bigint  not null,
+    xid          xid8    not null,
+    chunk        integer not null,
+    piece        integer not null,
+    expanded_len integer not null,
+    payload      bytea   not null
+) with (autovacuum_enabled = false);
+alter table duplex.queue_0 alter column payload set storage plain;
+create table duplex.queue_1 (like duplex.queue_0 including storage) with (autovacuum_enabled = false);
+create table duplex.queue_2 (like duplex.queue_0 including storage) with (autovacuum_enabled = false);
+comment on table duplex.queue_0 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
+comment on table duplex.queue_1 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
+comment on table duplex.queue_2 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
+comment on column duplex.queue_0.lsn is 'WAL insert position just before the commit; with xid it orders transactions.';
+comment on column duplex.queue_0.expanded_len is 'Length of the chunk once expanded, 0 where it is not compressed.';
+
+create table duplex.queue_turn (
+    singleton boolean  primary key default true check (singleton),
+    writing   smallint not null default 0 check (writing between 0 and 2)
+);
+comment on table duplex.queue_turn is 'Which of the three queue tables writers append to.';
+insert into duplex.queue_turn default values;

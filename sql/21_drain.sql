@@ -1,0 +1,22 @@
+-- Draining: what the relay calls to get at the queue. The protocol between the two is in docs/relay.md.
+
+create function duplex.drain_open(newest_generation bigint default 0)
+    returns table (node text, generation bigint, topic_offset bigint, hello bytea)
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'drain_open_wrapper';
+comment on function duplex.drain_open(bigint) is
+    'Relay: takes the node''s stream over. Returns where the last relay stopped and the hello record to publish.';
+
+create function duplex.drain(wait_ms integer, max_bytes integer)
+    returns setof bytea
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'drain_wrapper';
+comment on function duplex.drain(integer, integer) is
+    'Relay: the next records of the stream, waiting for at most so many milliseconds.';
+
+create function duplex.drain_confirm(lsn bigint, xid bigint, topic_offset bigint)
+    returns void
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'drain_confirm_wrapper';
+comment on function duplex.drain_confirm(bigint, bigint, bigint) is
+    'Relay: Kafka has acknowledged everything up to and including this transaction.';

@@ -1,0 +1,63 @@
+-- What people look at.
+
+create view duplex.tables as
+select t.relid::regclass as "table",
+       c.relkind = 'p' as partitioned,
+       t.resolution,
+       t.delta_columns,
+       t.enabled_at
+  from duplex.table_registry t
+  join pg_catalog.pg_class c on c.oid = t.relid;
+comment on view duplex.tables is 'The tables that take part.';
+
+-- The progress of a replication origin may only be read by superusers, and a view's reader is who calls its functions.
+create function duplex.next_offset(peer text) returns bigint
+    language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(max(pg_replication_origin_progress(o.roname, false) - '0/0'::pg_lsn), 0)::bigint
+      from pg_replication_origin o
+      join pg_database d on o.roname = 'duplex_' || d.oid || '_' || next_offset.peer
+     where d.datname = current_database()
+$$;
+comment on function duplex.next_offset(text) is
+    'Kafka offset of the next record of that peer''s stream to apply; 0 before the first.';
+
+create view duplex.peers as
+select p.name,
+       p.state,
+       p.reason,
+       p.state_changed_at,
+       duplex.next_offset(p.name) as next_offset,
+       p.node_id,
+       p.generation,
+       p.settled,
+       p.skip_next,
+       p.added_at
+  from duplex.peer_registry p;
+comment on view duplex.peers is 'The nodes whose streams are applied here, and how that is going.';
+comment on column duplex.peers.state is
+    'waiting: no stream yet; running; retrying: a passing error; stopped: a change cannot be applied; gap: Kafka no longer has what comes next.';
+comment on column duplex.peers.reason is 'Why it is not running, and what to do.';
+comment on column duplex.peers.next_offset is 'Kafka offset of the next record to apply: all before it are applied, durably or about to be.';
+
+create view duplex.queue as
+select lsn, xid, chunk, piece, expanded_len, payload from duplex.queue_0
+union all
+select lsn, xid, chunk, piece, expanded_len, payload from duplex.queue_1
+union all
+select lsn, xid, chunk, piece, expanded_len, payload from duplex.queue_2;
+comment on view duplex.queue is 'The queue as one: its three tables take turns.';
+
+create view duplex.queue_status as
+select count(distinct q.xid) as transactions,
+       count(q.xid) as "rows",
+       coalesce(sum(length(q.payload)), 0)::bigint as bytes,
+       clock_timestamp() - min(pg_catalog.pg_xact_commit_timestamp(q.xid::xid)) as oldest,
+       pg_catalog.pg_table_size('duplex.queue_0') + pg_catalog.pg_table_size('duplex.queue_1')
+           + pg_catalog.pg_table_size('duplex.queue_2') as disk_bytes
+  from duplex.drain_state s
+  left join duplex.queue q
+    on not pg_catalog.pg_visible_in_snapshot(q.xid, s.previous)
+   and not (pg_catalog.pg_visible_in_snapshot(q.xid, s.current) and (q.lsn, q.xid::text::bigint) <= (s.lsn, s.xid));
+comment on view duplex.queue_status is 'What is captured and not yet acknowledged by Kafka.';
+comment on column duplex.queue_status.oldest is 'Age of the oldest such transaction.';

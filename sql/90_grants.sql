@@ -1,0 +1,35 @@
+-- The whole permission model, on one page.
+--
+-- Applications need no right on schema duplex: capture writes at heap level, below permission checks.
+-- Superusers (and whom they grant EXECUTE) administrate. The relay is a member of role duplex_relay, which is no
+-- superuser and owns nothing: it can call these functions and look at these views.
+
+do $$
+begin
+    if not exists (select from pg_catalog.pg_roles where rolname = 'duplex_relay') then
+        create role duplex_relay nologin;
+    end if;
+end
+$$;
+comment on role duplex_relay is 'What a pg_duplex relay needs: grant it to the role that the relay logs in as.';
+
+revoke all on all tables in schema duplex from public;
+revoke all on all routines in schema duplex from public;
+revoke all on schema duplex from public;
+
+grant usage on schema duplex to duplex_relay;
+grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors to duplex_relay;
+grant execute on function
+    duplex.drain_open(bigint),
+    duplex.drain(integer, integer),
+    duplex.drain_confirm(bigint, bigint, bigint),
+    duplex.relay_info(),
+    duplex.apply_open(text),
+    duplex.apply_chunk(bytea, bigint),
+    duplex.apply_position(),
+    duplex.next_offset(text),
+    duplex.apply_skip(bigint),
+    duplex.report_peer(text, text, text),
+    duplex.report_error(text, bigint, text, text, text, text)
+to duplex_relay;
+grant execute on procedure duplex.apply_batch(bytea[], bigint[]) to duplex_relay;
