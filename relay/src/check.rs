@@ -1,0 +1,244 @@
+//! What must be true before a relay can work, each with a line of advice.
+
+use std::fmt;
+
+use tokio_postgres::types::FromSqlOwned;
+
+use crate::config::Settings;
+use crate::control::{Control, Info};
+use crate::database::Session;
+use crate::errors::Error;
+use crate::kafka::{Kafka, retention_advice, topic_of};
+
+/// A record has at most 512 KiB of body, and a header.
+const RECORD_BYTES: i64 = 600_000;
+
+/// The functions that the relay calls.
+const FUNCTIONS: [&str; 11] = [
+    "duplex.relay_info()",
+    "duplex.drain_open(bigint)",
+    "duplex.drain(integer, integer)",
+    "duplex.drain_confirm(bigint, bigint, bigint)",
+    "duplex.apply_open(text)",
+    "duplex.apply_batch(bytea[], bigint[])",
+    "duplex.apply_chunk(bytea, bigint)",
+    "duplex.apply_position()",
+    "duplex.apply_skip(bigint)",
+    "duplex.report_peer(text, text, text)",
+    "duplex.report_error(text, bigint, text, text, text, text)",
+];
+
+/// One line of the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// As it should be.
+    Fine(String),
+    /// Works, and is worth knowing.
+    Note {
+        /// What was found.
+        what: String,
+        /// What may be done.
+        advice: String,
+    },
+    /// Must be mended.
+    Failure {
+        /// What was found.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
+}
+
+impl Finding {
+    /// Whether the relay cannot work like this.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Failure { .. })
+    }
+
+    fn failure(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Failure { what: what.into(), advice: advice.into() }
+    }
+
+    fn note(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Note { what: what.into(), advice: advice.into() }
+    }
+
+    fn error(err: &Error) -> Self {
+        Self::failure(err.to_string(), err.treatment().1)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fine(what) => write!(out, "ok    {what}"),
+            Self::Note { what, advice } => write!(out, "note  {what}  → {advice}"),
+            Self::Failure { what, advice } => write!(out, "FAIL  {what}  → {advice}"),
+        }
+    }
+}
+
+/// Looks at everything.
+pub async fn all(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let info = match Session::connect(settings, "check").await {
+        Err(err) => {
+            findings.push(Finding::error(&err));
+            None
+        }
+        Ok(session) => database(&session, settings, &mut findings).await,
+    };
+    kafka(&settings.kafka, info.as_ref(), &mut findings).await;
+    findings
+}
+
+async fn database(session: &Session, settings: &Settings, findings: &mut Vec<Finding>) -> Option<Info> {
+    findings.push(Finding::Fine("database answers".to_owned()));
+    let installed = value::<Option<String>>(session, "select extversion from pg_extension where extname = 'pg_duplex'");
+    let ours = env!("CARGO_PKG_VERSION");
+    findings.push(match installed.await.flatten() {
+        None => {
+            findings.push(Finding::failure("extension pg_duplex is missing", "create extension pg_duplex"));
+            return None;
+        }
+        Some(found) if found == ours => Finding::Fine(format!("extension pg_duplex {found}")),
+        Some(found) => Finding::failure(
+            format!("extension pg_duplex is {found}, the relay {ours}"),
+            "install the same version of both, then alter extension pg_duplex update",
+        ),
+    });
+    let setting = value::<String>(session, "select current_setting('track_commit_timestamp')").await;
+    findings.push(match setting.as_deref() {
+        Some("on") => Finding::Fine("track_commit_timestamp is on".to_owned()),
+        _ => Finding::failure(
+            "track_commit_timestamp is off",
+            "alter system set track_commit_timestamp = on, and restart PostgreSQL",
+        ),
+    });
+    rights(session, findings).await;
+    let info = match Control::new(settings.clone()).info().await {
+        Ok(info) => info,
+        Err(err) => {
+            findings.push(Finding::error(&err));
+            return None;
+        }
+    };
+    findings.push(Finding::Fine(format!("this is node {}, peers: {}", info.node, listed(&info.peers))));
+    if info.peers.is_empty() {
+        findings.push(Finding::note("no peer yet", "select duplex.add_peer('the other node')"));
+    }
+    match value::<i64>(session, "select count(*) from duplex.tables").await {
+        Some(0) => findings.push(Finding::note("no table takes part yet", "select duplex.enable('a_table')")),
+        Some(count) => findings.push(Finding::Fine(format!("{count} tables take part"))),
+        None => {}
+    }
+    peers_known(session, findings).await;
+    Some(info)
+}
+
+async fn rights(session: &Session, findings: &mut Vec<Finding>) {
+    let mut missing = Vec::new();
+    for function in FUNCTIONS {
+        let sql = "select coalesce(has_function_privilege(to_regprocedure($1)::oid, 'execute'), false)";
+        let allowed = session.query_one(sql, &[&function]).await;
+        if !allowed.is_ok_and(|row| row.get::<_, bool>(0)) {
+            missing.push(function);
+        }
+    }
+    findings.push(if missing.is_empty() {
+        Finding::Fine("the role may call what the relay calls".to_owned())
+    } else {
+        Finding::failure(
+            format!("the role may not call {}", missing.join(", ")),
+            "grant duplex_relay to the role that the relay logs in as",
+        )
+    });
+}
+
+/// What the peers' last hellos said, as far as this database has applied them.
+async fn peers_known(session: &Session, findings: &mut Vec<Finding>) {
+    let sql = "select name, state, coalesce(reason, '') from duplex.peers order by name";
+    let Ok(rows) = session.query(sql, &[]).await else { return };
+    for row in rows {
+        let (name, state, reason): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        findings.push(match state.as_str() {
+            "stopped" | "gap" => {
+                Finding::failure(format!("peer {name}: {state}: {reason}"), "select duplex.retry_peer when mended")
+            }
+            _ => Finding::Fine(format!("peer {name}: {state}")),
+        });
+    }
+}
+
+async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) {
+    let own = info.map(|info| topic_of(&info.node));
+    // Without a node any topic's name serves to see whether Kafka answers.
+    match kafka.partitions(own.as_deref().unwrap_or("duplex.check")).await {
+        Err(err) => {
+            findings.push(Finding::error(&err));
+            return;
+        }
+        Ok(partitions) => {
+            findings.push(Finding::Fine(format!("Kafka answers at {}", kafka.bootstrap())));
+            if let Some(topic) = own {
+                own_topic(kafka, &topic, partitions, findings).await;
+            }
+        }
+    }
+    for peer in info.map(|info| info.peers.as_slice()).unwrap_or_default() {
+        let topic = topic_of(peer);
+        findings.push(match kafka.partitions(&topic).await {
+            Ok(Some(1)) => Finding::Fine(format!("peer's topic {topic}")),
+            Ok(Some(found)) => Finding::error(&Error::TopicPartitions { topic, found }),
+            Ok(None) => Finding::note(format!("peer's topic {topic} does not exist yet"), "start the peer's relay"),
+            Err(err) => Finding::error(&err),
+        });
+    }
+}
+
+async fn own_topic(kafka: &Kafka, topic: &str, partitions: Option<usize>, findings: &mut Vec<Finding>) {
+    match partitions {
+        None => {
+            findings.push(Finding::Fine(format!("own topic {topic} does not exist yet: the relay creates it")));
+            return;
+        }
+        Some(1) => findings.push(Finding::Fine(format!("own topic {topic} has 1 partition"))),
+        Some(found) => findings.push(Finding::error(&Error::TopicPartitions { topic: topic.to_owned(), found })),
+    }
+    let names = ["retention.ms", "retention.bytes", "cleanup.policy", "max.message.bytes"];
+    match kafka.topic_setting(topic, &names).await {
+        Err(err) => findings.push(Finding::note(err.to_string(), "the topic's settings are not checked")),
+        Ok(settings) => {
+            let forgets = retention_advice(&settings).into_iter();
+            findings.extend(forgets.map(|advice| Finding::note(format!("own topic {topic}"), advice)));
+            let limit = settings.get(3).cloned().flatten().and_then(|limit| limit.parse::<i64>().ok());
+            findings.push(match limit {
+                Some(limit) if limit < RECORD_BYTES => Finding::failure(
+                    format!("own topic {topic} takes records of at most {limit} bytes"),
+                    format!("set its max.message.bytes to {RECORD_BYTES} at least"),
+                ),
+                _ => Finding::Fine(format!("own topic {topic} takes records of {RECORD_BYTES} bytes")),
+            });
+        }
+    }
+}
+
+async fn value<T: FromSqlOwned>(session: &Session, sql: &str) -> Option<T> {
+    session.query_opt(sql, &[]).await.ok().flatten().map(|row| row.get(0))
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_with_its_advice() {
+        assert_eq!(Finding::Fine("x".to_owned()).to_string(), "ok    x");
+        assert_eq!(Finding::failure("x", "do y").to_string(), "FAIL  x  → do y");
+        assert!(Finding::failure("x", "y").is_failure() && !Finding::note("x", "y").is_failure());
+    }
+}

@@ -1,0 +1,139 @@
+//! What the relay asks and tells the database beside the streams themselves, over one connection for all of it.
+
+use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, error::SqlState};
+
+use crate::config::Settings;
+use crate::database::Session;
+use crate::errors::{Error, Report};
+
+/// Who this node is and whose streams it applies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// The node's name.
+    pub node: String,
+    /// Version of the extension.
+    pub extension_version: String,
+    /// Its peers' names.
+    pub peers: Vec<String>,
+}
+
+/// State of a peer's stream, as `duplex.peers` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerState {
+    /// Nothing to apply from yet.
+    Waiting,
+    /// Being applied.
+    Running,
+    /// Failed on something that passes.
+    Retrying,
+    /// Failed on something that does not pass.
+    Stopped,
+    /// Kafka does not hold what comes next.
+    Gap,
+}
+
+impl PeerState {
+    /// The word for it in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Stopped => "stopped",
+            Self::Gap => "gap",
+        }
+    }
+}
+
+/// The connection for questions and reports. It is made when first needed, and anew after a failure.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    session: Mutex<Option<Session>>,
+}
+
+impl Control {
+    /// Prepares it; connects to nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, session: Mutex::new(None) }
+    }
+
+    /// Who this node is.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] if the extension or the node is not there.
+    pub async fn info(&self) -> Result<Info, Error> {
+        let rows = self.query(
+            "asking who this node is",
+            "select node, extension_version, peers from duplex.relay_info()",
+            &[],
+        );
+        let rows = match rows.await {
+            Err(Error::Database { source, .. })
+                if matches!(source.code(), Some(&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_FUNCTION)) =>
+            {
+                return Err(Error::NotReady("the extension pg_duplex is not in this database"));
+            }
+            other => other?,
+        };
+        let row = rows.first().ok_or(Error::NotReady("this database is not a node yet"))?;
+        Ok(Info {
+            node: row.get(0),
+            extension_version: row.get(1),
+            peers: row.get::<_, Option<_>>(2).unwrap_or_default(),
+        })
+    }
+
+    /// Writes a peer's state down.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn report_peer(&self, peer: &str, state: PeerState, reason: Option<&str>) -> Result<(), Error> {
+        let sql = "select duplex.report_peer($1, $2, $3)";
+        self.query("reporting a peer's state", sql, &[&peer, &state.as_str(), &reason]).await.map(drop)
+    }
+
+    /// Writes down why a stream stopped.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn report_error(&self, peer: &str, offset: i64, report: &Report<'_>) -> Result<(), Error> {
+        let sql = "select duplex.report_error($1, $2, $3, $4, $5, $6)";
+        let arguments: [&(dyn ToSql + Sync); 6] =
+            [&peer, &offset, &report.sqlstate, &report.message, &report.detail, &report.hint];
+        self.query("reporting why a stream stopped", sql, &arguments).await.map(drop)
+    }
+
+    /// A peer's state, for a stream that waits for a person to set it back to `waiting`. `None` if the peer is gone.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn peer_state(&self, peer: &str) -> Result<Option<String>, Error> {
+        let rows =
+            self.query("reading a peer's state", "select state from duplex.peers where name = $1", &[&peer]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+
+    /// Whether a person has said that the transaction at which a stream stopped is to be left out.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn skips_next(&self, peer: &str) -> Result<bool, Error> {
+        let sql = "select skip_next from duplex.peers where name = $1";
+        let rows = self.query("reading a peer's state", sql, &[&peer]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    async fn query(&self, what: &'static str, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let mut held = self.session.lock().await;
+        let session = match held.take() {
+            Some(session) if !session.is_closed() => session,
+            _ => Session::connect(&self.settings, "control").await?,
+        };
+        let result = session.query(sql, arguments).await;
+        *held = Some(session);
+        result.map_err(Error::database(what))
+    }
+}

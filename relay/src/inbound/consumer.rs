@@ -1,0 +1,253 @@
+//! Reading one stream, from an offset that must be there.
+
+use std::sync::Arc;
+
+use duplex_protocol::record::Record;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+
+use crate::errors::Error;
+use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
+
+/// A record as Kafka holds it.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Where it is.
+    pub offset: i64,
+    /// Its bytes.
+    pub value: Vec<u8>,
+}
+
+/// The first and the next offset of a topic: `low` is what it still holds, `high` what will come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first record that the topic holds.
+    pub low: i64,
+    /// The offset that the next record will get.
+    pub high: i64,
+}
+
+/// Reads partition 0 of one topic.
+pub struct TopicReader {
+    inner: Option<Arc<StreamConsumer<Context>>>,
+    topic: String,
+}
+
+impl std::fmt::Debug for TopicReader {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("TopicReader").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl TopicReader {
+    /// Prepares to read a topic and finds out what it holds.
+    ///
+    /// # Errors
+    /// [`Error::TopicMissing`], [`Error::TopicPartitions`], [`Error::Kafka`].
+    pub async fn open(kafka: &Kafka, topic: String) -> Result<(Self, Extent), Error> {
+        match kafka.partitions(&topic).await? {
+            Some(1) => {}
+            Some(found) if found > 1 => return Err(Error::TopicPartitions { topic, found }),
+            _ => return Err(Error::TopicMissing { topic }),
+        }
+        let inner: StreamConsumer<Context> =
+            kafka.consumer().create_with_context(kafka.context()).map_err(Error::kafka("preparing a consumer"))?;
+        let reader = Self { inner: Some(Arc::new(inner)), topic };
+        let extent = reader.extent().await?;
+        Ok((reader, extent))
+    }
+
+    /// What the topic holds now.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`].
+    pub async fn extent(&self) -> Result<Extent, Error> {
+        let (inner, topic) = (self.inner()?.clone(), self.topic.clone());
+        blocking(move || {
+            let (low, high) =
+                inner.fetch_watermarks(&topic, 0, ANSWER_TIME).map_err(Error::kafka("asking what a topic holds"))?;
+            Ok(Extent { low, high })
+        })
+        .await
+    }
+
+    fn inner(&self) -> Result<&Arc<StreamConsumer<Context>>, Error> {
+        self.inner.as_ref().ok_or(Error::Ending)
+    }
+
+    /// Starts reading at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`].
+    pub fn start(&self, offset: i64) -> Result<(), Error> {
+        let failed = "starting to read a topic";
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&self.topic, 0, Offset::Offset(offset)).map_err(Error::kafka(failed))?;
+        self.inner()?.assign(&assignment).map_err(Error::kafka(failed))
+    }
+
+    /// The next record; may be dropped without losing one. Kafka's absence is waited out.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if the offset is gone, [`Error::TopicMissing`], [`Error::Kafka`] for what does not pass by
+    /// itself.
+    pub async fn next(&self) -> Result<Fetched, Error> {
+        let inner = self.inner()?;
+        loop {
+            match inner.recv().await {
+                Ok(message) => {
+                    inner.context().back();
+                    return Ok(Fetched {
+                        offset: message.offset(),
+                        value: message.payload().unwrap_or_default().to_vec(),
+                    });
+                }
+                Err(err) => {
+                    if let Some(err) = self.lasting(err) {
+                        return Err(err);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What of Kafka's errors does not pass by waiting.
+    fn lasting(&self, err: KafkaError) -> Option<Error> {
+        use RDKafkaErrorCode as Code;
+        match err.rdkafka_error_code() {
+            Some(
+                Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::Resolve
+                | Code::NotLeaderForPartition
+                | Code::LeaderNotAvailable
+                | Code::RequestTimedOut
+                | Code::PartitionEOF,
+            ) => {
+                tracing::debug!(error = %err, topic = self.topic, "kafka does not answer a fetch");
+                None
+            }
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => Some(Error::Gap(format!(
+                "Kafka no longer holds what comes next in topic {}: records were deleted, or the topic was made anew; \
+                 copy the tables and call duplex.resync_peer",
+                self.topic
+            ))),
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+                Some(Error::TopicMissing { topic: self.topic.clone() })
+            }
+            _ => Some(Error::kafka("reading a topic")(err)),
+        }
+    }
+}
+
+impl Drop for TopicReader {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            drop_elsewhere(inner);
+        }
+    }
+}
+
+/// A peer's stream, from where this node stopped.
+#[derive(Debug)]
+pub struct PeerReader {
+    reader: TopicReader,
+    peer: String,
+    next_offset: i64,
+    generation: u64,
+    /// The record before the first one to apply is still to be looked at.
+    unproven: bool,
+}
+
+impl PeerReader {
+    /// Opens a peer's stream at `next_offset`, of which everything before is applied.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if the topic does not hold what comes next, and as [`TopicReader::open`].
+    pub async fn open(kafka: &Kafka, peer: &str, next_offset: i64, generation: u64) -> Result<Self, Error> {
+        let topic = topic_of(peer);
+        let (reader, extent) = match TopicReader::open(kafka, topic).await {
+            Err(Error::TopicMissing { topic }) if next_offset > 0 => {
+                return Err(Error::Gap(format!(
+                    "topic {topic} is gone, of which records up to offset {next_offset} are applied here; bring it \
+                     back, or copy the tables and call duplex.resync_peer"
+                )));
+            }
+            other => other?,
+        };
+        gap(&reader.topic, next_offset, extent).map_or(Ok(()), |reason| Err(Error::Gap(reason)))?;
+        let unproven = next_offset > extent.low;
+        reader.start(if unproven { next_offset - 1 } else { next_offset })?;
+        Ok(Self { reader, peer: peer.to_owned(), next_offset, generation, unproven })
+    }
+
+    /// The next record to apply; may be dropped without losing one.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if the topic turns out to be another one, and as [`TopicReader::next`].
+    pub async fn next(&mut self) -> Result<Fetched, Error> {
+        loop {
+            let fetched = self.reader.next().await?;
+            if fetched.offset >= self.next_offset {
+                self.unproven = false;
+                return Ok(fetched);
+            }
+            if self.unproven {
+                self.unproven = false;
+                self.prove(&fetched)?;
+            }
+        }
+    }
+
+    /// Looks at the last record that was applied: is this still the same topic?
+    fn prove(&self, fetched: &Fetched) -> Result<(), Error> {
+        let same = Record::decode(&fetched.value).is_ok_and(|record| {
+            let known = self.generation == 0 || record.header.generation <= self.generation;
+            record.header.node == self.peer && known
+        });
+        if same {
+            return Ok(());
+        }
+        Err(Error::Gap(format!(
+            "topic {} is not the one that was applied so far: its record at offset {} is another; use the right Kafka, \
+             or copy the tables and call duplex.resync_peer",
+            self.reader.topic, fetched.offset
+        )))
+    }
+}
+
+/// Why a topic with this extent cannot be read from `next_offset` on, if it cannot.
+pub fn gap(topic: &str, next_offset: i64, extent: Extent) -> Option<String> {
+    if next_offset > extent.high {
+        Some(format!(
+            "topic {topic} ends at offset {}, and records up to {next_offset} are applied here: it was made anew, or this \
+             is another Kafka; use the right one, or copy the tables and call duplex.resync_peer",
+            extent.high
+        ))
+    } else if next_offset < extent.low {
+        Some(format!(
+            "topic {topic} begins at offset {}, and {next_offset} comes next here: Kafka deleted records that were never \
+             applied; set retention.ms=-1, copy the tables and call duplex.resync_peer",
+            extent.low
+        ))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_kafka_does_not_have_is_a_gap_and_never_a_jump() {
+        let extent = Extent { low: 10, high: 20 };
+        assert!(gap("duplex.a", 10, extent).is_none());
+        assert!(gap("duplex.a", 20, extent).is_none());
+        assert!(gap("duplex.a", 21, extent).is_some_and(|reason| reason.contains("ends at offset 20")));
+        assert!(gap("duplex.a", 9, extent).is_some_and(|reason| reason.contains("begins at offset 10")));
+        assert!(gap("duplex.a", 0, Extent { low: 0, high: 0 }).is_none());
+    }
+}

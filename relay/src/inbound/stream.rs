@@ -1,0 +1,277 @@
+//! One peer's stream: applied for as long as it goes, and what happens when it does not.
+
+use std::time::Duration;
+
+use duplex_protocol::record::Record;
+use futures_util::FutureExt as _;
+use tokio_postgres::error::SqlState;
+
+use super::apply::Applier;
+use super::batch::Batch;
+use super::consumer::{Fetched, PeerReader};
+use crate::backoff::Backoff;
+use crate::control::PeerState;
+use crate::errors::{Error, Policy};
+use crate::node::Node;
+use crate::sifter::{Sifter, Verdict};
+use crate::stop::Stop;
+
+/// How often a stopped stream looks whether a person has acted.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often a stream that waits for its topic or for its place looks again.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// What a stream remembers from one attempt to the next.
+#[derive(Debug, Default)]
+struct Memory {
+    backoff: Backoff,
+    /// Offset of a record that failed by what may be a race, and how often it did.
+    suspect: Option<(i64, u32)>,
+    told: Option<(PeerState, Option<String>)>,
+}
+
+/// Applies a peer's stream until told to stop.
+pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
+    let mut memory = Memory::default();
+    while !stop.requested() {
+        let err = match attempt(node, peer, &mut stop, &mut memory).await {
+            Ok(()) => return,
+            Err(err) => err,
+        };
+        let (policy, advice) = err.treatment();
+        let policy = memory.hardened(policy, &err);
+        let reason = format!("{err}; {advice}");
+        match policy {
+            Policy::Retry | Policy::RetryTimes(_) => {
+                if memory.backoff.failures() == 0 {
+                    tracing::warn!(error = %err, advice, "applying is interrupted; it goes on by itself");
+                }
+                let wait = memory.backoff.next_wait();
+                stop.unless(memory.tell(node, peer, PeerState::Retrying, Some(&reason))).await;
+                stop.sleep(wait).await;
+            }
+            Policy::StandBy | Policy::Wait => {
+                if policy == Policy::Wait {
+                    stop.unless(memory.tell(node, peer, PeerState::Waiting, Some(&reason))).await;
+                }
+                stop.sleep(WAIT).await;
+            }
+            Policy::Stop | Policy::Gap => {
+                let state = if policy == Policy::Stop { PeerState::Stopped } else { PeerState::Gap };
+                tracing::error!(error = %err, advice, state = state.as_str(), "this stream stands still; others go on");
+                stop.unless(stand_still(node, peer, state, &err, &reason, &mut memory)).await;
+                memory = Memory::default();
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// What may be a race is retried; what fails in the same place again and again is in the data.
+    fn hardened(&mut self, policy: Policy, err: &Error) -> Policy {
+        let (Policy::RetryTimes(limit), Error::Apply { offset, .. }) = (policy, err) else { return policy };
+        let times = match self.suspect {
+            Some((suspect, times)) if suspect == *offset => times + 1,
+            _ => 1,
+        };
+        self.suspect = Some((*offset, times));
+        if times > limit { Policy::Stop } else { policy }
+    }
+
+    /// Writes the stream's state down unless it is known already. A database that is away learns of it later.
+    async fn tell(&mut self, node: &Node, peer: &str, state: PeerState, reason: Option<&str>) {
+        let news = (state, reason.map(str::to_owned));
+        if self.told.as_ref() == Some(&news) {
+            return;
+        }
+        match node.control.report_peer(peer, state, reason).await {
+            Ok(()) => self.told = Some(news),
+            Err(err) => tracing::debug!(error = %err, "a peer's state could not be written down"),
+        }
+    }
+}
+
+/// Writes down why, and waits until a person sets the state back to waiting.
+async fn stand_still(node: &Node, peer: &str, state: PeerState, err: &Error, reason: &str, memory: &mut Memory) {
+    if let Error::Apply { offset, .. } | Error::Record { offset, .. } | Error::Broken { offset, .. } = err {
+        let mut backoff = Backoff::default();
+        while let Err(err) = node.control.report_error(peer, *offset, &err.report()).await {
+            tracing::debug!(error = %err, "an error could not be written down");
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+    while memory.told.as_ref().is_none_or(|(told, _)| *told != state) {
+        memory.tell(node, peer, state, Some(reason)).await;
+        tokio::time::sleep(WAIT).await;
+    }
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        match node.control.peer_state(peer).await {
+            Ok(Some(found)) if found == PeerState::Waiting.as_str() => {
+                tracing::info!("told to try again");
+                return;
+            }
+            Ok(_) => {}
+            Err(err) => tracing::debug!(error = %err, "a peer's state could not be read"),
+        }
+    }
+}
+
+/// Applies from where the database stands, to the first error.
+async fn attempt(node: &Node, peer: &str, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
+    let opening = async {
+        let (applier, opening) = Applier::open(&node.settings, peer).await?;
+        let reader = PeerReader::open(node.kafka(), peer, opening.next_offset, opening.generation).await?;
+        let skips = node.control.skips_next(peer).await?;
+        Ok::<_, Error>((applier, opening, reader, skips))
+    };
+    let (applier, opening, reader, skips) = match stop.unless(opening).await {
+        None => return Ok(()),
+        // The peer was removed a moment ago: whoever started this stream is about to end it.
+        Some(Err(Error::Database { source, .. })) if source.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+            stop.wait().await;
+            return Ok(());
+        }
+        Some(opened) => opened?,
+    };
+    tracing::info!(offset = opening.next_offset, "applying");
+    memory.tell(node, peer, PeerState::Running, None).await;
+    let sifter = Sifter::new(opening.generation);
+    let gathering = Gathering { sifter, peer, skips, batch: Batch::default(), then: None };
+    Flow { applier, reader, gathering }.run(stop, memory).await
+}
+
+/// What has to wait until the batch before it is applied.
+#[derive(Debug)]
+enum Then {
+    Chunk {
+        fetched: Fetched,
+        first: bool,
+        last: bool,
+    },
+    /// The transaction so far is void; this record comes after it.
+    Abandon(Fetched),
+    /// The transaction that ends at this offset is left out.
+    Skip(i64),
+}
+
+/// Records that are fetched and sifted, and not applied yet.
+#[derive(Debug)]
+struct Gathering<'a> {
+    sifter: Sifter,
+    peer: &'a str,
+    /// The first transaction is to be left out: it is the one at which the stream had stopped.
+    skips: bool,
+    /// To be applied together.
+    batch: Batch,
+    then: Option<Then>,
+}
+
+#[derive(Debug)]
+struct Flow<'a> {
+    applier: Applier,
+    reader: PeerReader,
+    gathering: Gathering<'a>,
+}
+
+impl Gathering<'_> {
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.then.is_none()
+    }
+
+    fn goes_on(&self) -> bool {
+        self.then.is_none() && self.batch.has_room()
+    }
+
+    fn take(&mut self, fetched: Fetched) -> Result<(), Error> {
+        let offset = fetched.offset;
+        let record = match Record::decode(&fetched.value) {
+            Err(_) if self.skips => {
+                self.skip(offset);
+                return Ok(());
+            }
+            read => read.map_err(|source| Error::Record { offset, source })?,
+        };
+        if record.header.node != self.peer {
+            return Err(Error::Broken { offset, reason: "the record is of another node" });
+        }
+        match self.sifter.judge(&record.header) {
+            Verdict::Void => tracing::debug!(offset, "a void record"),
+            Verdict::Whole { abandons: false } | Verdict::Chunk { last: true, .. } if self.skips => self.skip(offset),
+            Verdict::Chunk { .. } if self.skips => {}
+            Verdict::Whole { .. } if self.skips => self.batch.push(fetched),
+            Verdict::Whole { abandons: false } => self.batch.push(fetched),
+            Verdict::Whole { abandons: true } => self.then = Some(Then::Abandon(fetched)),
+            Verdict::Chunk { first, last } => self.then = Some(Then::Chunk { fetched, first, last }),
+            Verdict::Broken(reason) => return Err(Error::Broken { offset, reason }),
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, offset: i64) {
+        self.skips = false;
+        self.then = Some(Then::Skip(offset));
+    }
+}
+
+impl Flow<'_> {
+    /// Applies in rounds: a batch first, then what had to wait for it.
+    async fn run(&mut self, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
+        while !stop.requested() {
+            if self.gathering.is_empty() {
+                let Some(fetched) = stop.unless(self.reader.next()).await else { return Ok(()) };
+                self.gathering.take(fetched?)?;
+            }
+            // What has come together goes together; a lone record does not wait for company.
+            while self.gathering.goes_on() {
+                let Some(fetched) = self.reader.next().now_or_never() else { break };
+                self.gathering.take(fetched?)?;
+            }
+            if self.gathering.batch.is_empty() {
+                self.apply_then().await?;
+            } else {
+                self.apply_batch().await?;
+            }
+            memory.backoff.reset();
+        }
+        Ok(())
+    }
+
+    /// Applies what is gathered, and gathers the next meanwhile.
+    async fn apply_batch(&mut self) -> Result<(), Error> {
+        let batch = std::mem::take(&mut self.gathering.batch);
+        let Self { applier, reader, gathering, .. } = self;
+        let mut call = std::pin::pin!(applier.batch(&batch));
+        // An error of the stream must not cut the call off: it is handled when the call has ended.
+        let mut failed = Ok(());
+        loop {
+            tokio::select! {
+                biased;
+                applied = &mut call => {
+                    applied?;
+                    return failed;
+                }
+                fetched = reader.next(), if failed.is_ok() && gathering.goes_on() => {
+                    failed = fetched.and_then(|fetched| gathering.take(fetched));
+                }
+            }
+        }
+    }
+
+    async fn apply_then(&mut self) -> Result<(), Error> {
+        match self.gathering.then.take() {
+            None => Ok(()),
+            Some(Then::Chunk { fetched, first, last }) => self.applier.chunk(&fetched, first, last).await,
+            Some(Then::Skip(offset)) => {
+                tracing::warn!(offset, "a transaction is left out, as an operator said");
+                self.applier.skip(offset).await
+            }
+            Some(Then::Abandon(fetched)) => {
+                tracing::info!(offset = fetched.offset, "an incomplete transaction is void; it comes again");
+                self.applier.abandon().await?;
+                self.gathering.batch.push(fetched);
+                Ok(())
+            }
+        }
+    }
+}

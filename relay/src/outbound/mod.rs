@@ -1,0 +1,209 @@
+//! Queue → Kafka: each of the node's own transactions into its topic, once and in order.
+//!
+//! A generation begins with `drain_open` (which takes the node's advisory lock), a hello in the topic, and a look at
+//! the end of the topic; it ends with the first error. What was in flight then is void for every reader, or found by
+//! the next generation; so nothing is ever sent again within a generation except by the idempotent producer itself.
+
+pub mod in_flight;
+pub mod producer;
+pub mod source;
+pub mod tail;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use duplex_protocol::record::{Header, Hello, Position, Record};
+use futures_util::future::BoxFuture;
+
+use self::in_flight::InFlight;
+use self::producer::Producer;
+use self::source::{Opening, Source};
+use crate::backoff::Backoff;
+use crate::errors::{Error, Policy};
+use crate::failpoints::{self, Place};
+use crate::kafka::topic_of;
+use crate::node::Node;
+use crate::stop::Stop;
+
+/// How long the server may wait for something to drain before it answers.
+const DRAIN_WAIT_MS: i32 = 100;
+/// Bytes of records in one answer, about: many small ones, or one chunk.
+const DRAIN_BYTES: i32 = 512 * 1024;
+/// Beyond this much in librdkafka nothing more is drained.
+const MOST_IN_FLIGHT: usize = 4 * 1024 * 1024;
+/// How often a standby asks whether the active relay is gone.
+const STANDBY_WAIT: Duration = Duration::from_millis(500);
+
+/// Publishes until told to stop, generation after generation.
+pub async fn run(node: &Node, mut stop: Stop) {
+    let mut backoff = Backoff::default();
+    while !stop.requested() {
+        let Err(err) = generation(node, &mut stop, &mut backoff).await else { return };
+        let (policy, advice) = err.treatment();
+        let wait = match policy {
+            Policy::Wait => Duration::from_secs(1),
+            _ => backoff.next_wait(),
+        };
+        if backoff.failures() <= 1 {
+            tracing::warn!(error = %err, advice, "publishing is interrupted; it goes on by itself");
+        } else {
+            tracing::debug!(error = %err, advice, "publishing is still interrupted");
+        }
+        stop.sleep(wait).await;
+    }
+}
+
+/// One generation, to its first error or to the end of the relay.
+async fn generation(node: &Node, stop: &mut Stop, backoff: &mut Backoff) -> Result<(), Error> {
+    let Some(opened) = stop.unless(take_over(node)).await else { return Ok(()) };
+    let (source, producer, published, generation) = opened?;
+    if backoff.failures() > 0 {
+        tracing::info!(generation, "publishing goes on");
+    } else {
+        tracing::info!(generation, "publishing");
+    }
+    backoff.reset();
+    Publisher { producer, published, in_flight: InFlight::default(), pass_is_out: false }.run(&source, stop).await
+}
+
+/// Waits for the node's place, takes it, and finds out what the topic holds.
+async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Position, i64>, u64), Error> {
+    let source = Source::connect(&node.settings).await?;
+    let mut newest_generation = 0;
+    loop {
+        let opening = wait_for_place(&source, newest_generation).await?;
+        let topic = topic_of(&opening.node);
+        node.kafka().ensure_topic(&topic).await?;
+        let mut producer = Producer::new(node.kafka(), topic.clone())?;
+        let hello = Record::decode(&opening.hello).map_err(|source| Error::Record { offset: -1, source })?;
+        let who = Hello::decode(hello.body).map_err(|source| Error::Record { offset: -1, source })?;
+        producer.send(0, &hello.header, &opening.hello)?;
+        let (_, hello_offset) = producer.delivered().await?;
+        let tail = tail::read_back(node.kafka(), &topic, opening.topic_offset, hello_offset, who.node_id).await?;
+        if tail.newest_generation < opening.generation {
+            if !tail.published.is_empty() {
+                tracing::info!(transactions = tail.published.len(), "found published and not confirmed");
+            }
+            return Ok((source, producer, tail.published, opening.generation));
+        }
+        // The database is older than its topic: a standby that was promoted, a backup that was restored.
+        tracing::warn!(
+            topic = tail.newest_generation,
+            database = opening.generation,
+            "the topic is ahead of this database"
+        );
+        newest_generation = tail.newest_generation;
+    }
+}
+
+async fn wait_for_place(source: &Source, newest_generation: u64) -> Result<Opening, Error> {
+    let mut told = false;
+    loop {
+        if let Some(opening) = source.open(newest_generation).await? {
+            return Ok(opening);
+        }
+        if !told {
+            tracing::info!("another relay serves this node; standing by");
+            told = true;
+        }
+        tokio::time::sleep(STANDBY_WAIT).await;
+    }
+}
+
+/// What one generation keeps in memory.
+#[derive(Debug)]
+struct Publisher {
+    producer: Producer,
+    /// What the topic holds already, from before.
+    published: HashMap<Position, i64>,
+    in_flight: InFlight,
+    /// The server has handed out all of its present pass: it has nothing more before all of that is confirmed.
+    pass_is_out: bool,
+}
+
+impl Publisher {
+    async fn run(&mut self, source: &Source, stop: &mut Stop) -> Result<(), Error> {
+        let mut request: Option<BoxFuture<'_, Result<Vec<Vec<u8>>, Error>>> = None;
+        let mut confirming = false;
+        loop {
+            let ending = stop.requested();
+            if request.is_none() {
+                let drains = !ending && !self.pass_is_out && self.in_flight.cost() < MOST_IN_FLIGHT;
+                let confirm =
+                    if drains || self.in_flight.unacknowledged() == 0 { self.in_flight.confirm() } else { None };
+                if confirm.is_some() {
+                    failpoints::pass(Place::OutboundAfterPublish);
+                }
+                if self.in_flight.is_empty() {
+                    self.pass_is_out = false;
+                }
+                let drains = !ending && !self.pass_is_out && self.in_flight.cost() < MOST_IN_FLIGHT;
+                let drain = drains.then_some((DRAIN_WAIT_MS, DRAIN_BYTES));
+                confirming = confirm.is_some();
+                if confirm.is_some() || drain.is_some() {
+                    request = Some(Box::pin(source.step(confirm, drain)));
+                } else if ending && self.in_flight.unacknowledged() == 0 {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                biased;
+                // 1: acknowledgements free memory and allow confirms
+                delivered = self.producer.delivered(), if self.in_flight.unacknowledged() > 0 => {
+                    self.acknowledge(delivered?)?;
+                }
+                // 2: the database answers
+                records = async { request.as_mut().expect("guarded").await }, if request.is_some() => {
+                    request = None;
+                    let records = records?;
+                    if confirming {
+                        failpoints::pass(Place::OutboundAfterConfirm);
+                    }
+                    self.publish(records).await?;
+                }
+                // 3: the end is wished for
+                () = stop.wait(), if !ending => {}
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, (number, offset): (usize, i64)) -> Result<(), Error> {
+        self.in_flight.acknowledged(number, offset);
+        while let Some((number, offset)) = self.producer.delivered_already()? {
+            self.in_flight.acknowledged(number, offset);
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, records: Vec<Vec<u8>>) -> Result<(), Error> {
+        let mut bytes = 0;
+        if !records.is_empty() {
+            failpoints::pass(Place::OutboundAfterDrain);
+        }
+        for value in records {
+            bytes += value.len();
+            let record = Record::decode(&value).map_err(|source| Error::Record { offset: -1, source })?;
+            self.publish_one(&record.header, &value).await?;
+        }
+        self.pass_is_out = !self.in_flight.is_empty() && bytes < DRAIN_BYTES as usize;
+        Ok(())
+    }
+
+    async fn publish_one(&mut self, header: &Header, value: &[u8]) -> Result<(), Error> {
+        let Header { position, last, .. } = *header;
+        if let Some(&offset) = self.published.get(&position) {
+            if last {
+                self.published.remove(&position);
+            }
+            self.in_flight.found(position, last, offset);
+            return Ok(());
+        }
+        let number = self.in_flight.sent(position, last, value.len());
+        while !self.producer.send(number, header, value)? {
+            // librdkafka's queue is full. This record is not in it, so others are, and one of them will arrive.
+            let delivered = self.producer.delivered().await?;
+            self.acknowledge(delivered)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Kafka's end of the outbound way.
+
+use duplex_protocol::record::{Header as RecordHeader, Kind};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio::sync::mpsc;
+
+use crate::errors::Error;
+use crate::kafka::{Context, Kafka, drop_elsewhere};
+
+/// Kafka has a record, or has refused it for good.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The number that the record was sent with.
+    pub number: usize,
+    /// Its offset.
+    pub result: Result<i64, KafkaError>,
+}
+
+struct Reports {
+    context: Context,
+    deliveries: mpsc::UnboundedSender<Delivery>,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.context.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, delivered: &DeliveryResult<'_>, number: usize) {
+        let result = match delivered {
+            Ok(message) => {
+                self.context.back();
+                Ok(message.offset())
+            }
+            Err((err, _)) => Err(err.clone()),
+        };
+        // Nobody listens any more once the generation is over.
+        let _ = self.deliveries.send(Delivery { number, result });
+    }
+}
+
+/// Writes one generation of the node's stream, to partition 0 of its topic.
+pub struct Producer {
+    inner: Option<ThreadedProducer<Reports>>,
+    topic: String,
+    deliveries: mpsc::UnboundedReceiver<Delivery>,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Producer").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// Prepares it; connections come by themselves.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] if a property is unknown or malformed.
+    pub fn new(kafka: &Kafka, topic: String) -> Result<Self, Error> {
+        let (sender, deliveries) = mpsc::unbounded_channel();
+        let reports = Reports { context: kafka.context(), deliveries: sender };
+        let inner = kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
+        Ok(Self { inner: Some(inner), topic, deliveries })
+    }
+
+    /// Gives a record to librdkafka. Returns false if its queue is full for now.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] if it cannot be taken at all.
+    pub fn send(&self, number: usize, header: &RecordHeader, value: &[u8]) -> Result<bool, Error> {
+        let Some(inner) = &self.inner else { return Err(Error::Ending) };
+        let record = BaseRecord::<(), [u8], usize>::with_opaque_to(&self.topic, number)
+            .partition(0)
+            .payload(value)
+            .headers(kafka_headers(header, value));
+        match inner.send(record) {
+            Ok(()) => Ok(true),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(false),
+            Err((err, _)) => Err(Error::kafka("publishing")(err)),
+        }
+    }
+
+    /// The next delivery.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] if Kafka refused a record for good: this producer is of no use after that.
+    pub async fn delivered(&mut self) -> Result<(usize, i64), Error> {
+        match self.deliveries.recv().await {
+            Some(delivery) => checked(delivery),
+            None => Err(Error::Ending),
+        }
+    }
+
+    /// A delivery that has come already.
+    ///
+    /// # Errors
+    /// As [`Self::delivered`].
+    pub fn delivered_already(&mut self) -> Result<Option<(usize, i64)>, Error> {
+        self.deliveries.try_recv().ok().map(checked).transpose()
+    }
+}
+
+fn checked(delivery: Delivery) -> Result<(usize, i64), Error> {
+    let offset = delivery.result.map_err(Error::kafka("publishing"))?;
+    Ok((delivery.number, offset))
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            inner.purge(PurgeConfig::default().queue().inflight());
+            drop_elsewhere(inner);
+        }
+    }
+}
+
+/// What consumers other than relays can go by without knowing the format of the value.
+fn kafka_headers(header: &RecordHeader, value: &[u8]) -> OwnedHeaders {
+    let format = value.first().copied().unwrap_or_default().to_string();
+    let kind = match header.kind {
+        Kind::Transaction => "transaction",
+        Kind::Hello => "hello",
+        Kind::Heartbeat => "heartbeat",
+    };
+    let texts = [
+        ("duplex-format", format),
+        ("duplex-kind", kind.to_owned()),
+        ("duplex-xid", header.position.xid.to_string()),
+        ("duplex-chunk", header.chunk.to_string()),
+        ("duplex-last", header.last.to_string()),
+        ("duplex-commit", header.commit_ts.to_string()),
+    ];
+    texts.iter().fold(OwnedHeaders::new_with_capacity(texts.len()), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value.as_str()) })
+    })
+}

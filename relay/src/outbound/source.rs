@@ -1,0 +1,89 @@
+//! The database's end of the outbound way: `duplex.drain_open`, `drain`, `drain_confirm`.
+
+use duplex_protocol::record::Position;
+use futures_util::future;
+use tokio_postgres::Statement;
+
+use super::in_flight::Confirmation;
+use crate::config::Settings;
+use crate::database::Session;
+use crate::errors::Error;
+
+/// The session that drains the node's queue. It holds the node's advisory lock until it is dropped.
+#[derive(Debug)]
+pub struct Source {
+    session: Session,
+    drain: Statement,
+    confirm: Statement,
+}
+
+/// Where the last relay stopped.
+#[derive(Debug)]
+pub struct Opening {
+    /// The node's name.
+    pub node: String,
+    /// Which take-over this is.
+    pub generation: u64,
+    /// Offset of the newest record confirmed.
+    pub topic_offset: Option<i64>,
+    /// The record to publish first.
+    pub hello: Vec<u8>,
+}
+
+impl Source {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], or [`Error::Database`] if the extension is not there.
+    pub async fn connect(settings: &Settings) -> Result<Self, Error> {
+        let session = Session::connect(settings, "outbound").await?;
+        let prepared = Error::database("preparing to drain the queue");
+        let drain = session.prepare("select duplex.drain($1, $2)").await;
+        let drain = drain.map_err(prepared)?;
+        let confirm = session.prepare("select duplex.drain_confirm($1, $2, $3)").await;
+        let confirm = confirm.map_err(Error::database("preparing to drain the queue"))?;
+        Ok(Self { session, drain, confirm })
+    }
+
+    /// Takes the stream over, with a generation above `newest_generation`. `None` if another relay has it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn open(&self, newest_generation: u64) -> Result<Option<Opening>, Error> {
+        let sql = "select node, generation, topic_offset, hello from duplex.drain_open($1)";
+        let row = match self.session.query_one(sql, &[&(newest_generation as i64)]).await {
+            Ok(row) => row,
+            Err(err) if err.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => return Ok(None),
+            Err(err) => return Err(Error::database("taking the stream over")(err)),
+        };
+        Ok(Some(Opening {
+            node: row.get(0),
+            generation: row.get::<_, i64>(1) as u64,
+            topic_offset: row.get(2),
+            hello: row.get(3),
+        }))
+    }
+
+    /// Confirms, drains, or both in one go: the two travel together, and the server does them in this order.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; the session is of no use after that.
+    pub async fn step(&self, confirm: Option<Confirmation>, drain: Option<(i32, i32)>) -> Result<Vec<Vec<u8>>, Error> {
+        let confirming = async {
+            let Some(Confirmation { position: Position { lsn, xid }, offset }) = confirm else { return Ok(()) };
+            let arguments: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&(lsn as i64), &(xid as i64), &offset];
+            let done = self.session.query(&self.confirm, &arguments).await;
+            done.map(drop).map_err(Error::database("confirming what is published"))
+        };
+        let draining = async {
+            let Some((wait_ms, max_bytes)) = drain else { return Ok(Vec::new()) };
+            let rows = self.session.query(&self.drain, &[&wait_ms, &max_bytes]).await;
+            let rows = rows.map_err(Error::database("draining the queue"))?;
+            Ok(rows.iter().map(|row| row.get(0)).collect())
+        };
+        // `join` polls the first before the second, and a query goes out at its first poll.
+        let (confirmed, drained) = future::join(confirming, draining).await;
+        confirmed?;
+        drained
+    }
+}
