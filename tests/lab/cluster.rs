@@ -1,0 +1,337 @@
+//! A real PostgreSQL cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::Uid;
+
+use crate::folder::Folder;
+use crate::process::{Process, Recipe, run, tail};
+use crate::session::Session;
+use crate::{PATIENCE, logs, ports, until};
+
+/// The role that the lab's relays log in as.
+pub const RELAY_ROLE: &str = "relay";
+/// A database with the extension, from which nodes' databases are copied.
+const TEMPLATE: &str = "duplex_template";
+
+/// What a cluster is to be like.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its folder's name.
+    pub name: String,
+    /// Whether it fsyncs. Off saves time where no test crashes the machine; a crash of the server alone needs none.
+    pub durable: bool,
+    /// More lines of `postgresql.conf`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A cluster: its files, its port, its server.
+#[derive(Debug)]
+pub struct Cluster {
+    name: String,
+    bin: PathBuf,
+    data: PathBuf,
+    sockets: PathBuf,
+    port: u16,
+    log: PathBuf,
+    folder: Arc<Folder>,
+    server: Mutex<Option<Arc<Process>>>,
+    /// CREATE DATABASE needs a template that nobody else is connected to.
+    copying: tokio::sync::Mutex<()>,
+}
+
+/// The user that servers run as: PostgreSQL refuses to run as root.
+fn server_user() -> Option<&'static str> {
+    Uid::effective().is_root().then_some("postgres")
+}
+
+/// Folder of PostgreSQL's programs, from `$PG_CONFIG` or the newest one installed.
+fn bindir() -> Result<PathBuf> {
+    let config = match std::env::var("PG_CONFIG") {
+        Ok(config) if !config.is_empty() => PathBuf::from(config),
+        _ => (15..=18)
+            .rev()
+            .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")))
+            .find(|path| path.exists())
+            .context("no PostgreSQL 15 to 18 found: run `make deps`, or set PG_CONFIG")?,
+    };
+    let output = Command::new(&config).arg("--bindir").output().with_context(|| format!("{}", config.display()))?;
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
+impl Cluster {
+    /// Makes a cluster, starts it, and makes its template database with the extension.
+    ///
+    /// # Errors
+    /// If any of that fails; the extension must have been installed (`make install`).
+    pub async fn create(folder: Arc<Folder>, plan: &Plan) -> Result<Self> {
+        let bin = bindir()?;
+        let home = folder.path().join(&plan.name);
+        std::fs::create_dir(&home)?;
+        if let Some(user) = server_user() {
+            run(None, &["chown", user, &home.to_string_lossy()])?;
+        }
+        let data = home.join("data");
+        let initdb = bin.join("initdb");
+        let (initdb, data_text) = (initdb.to_string_lossy(), data.to_string_lossy());
+        let options = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"];
+        run(server_user(), &[&[&*initdb, "-D", &*data_text], &options[..]].concat()).context("making a cluster")?;
+        let mut cluster = Self {
+            name: plan.name.clone(),
+            bin,
+            sockets: home.clone(),
+            log: home.join("server.log"),
+            data,
+            port: 0,
+            folder,
+            server: Mutex::new(None),
+            copying: tokio::sync::Mutex::new(()),
+        };
+        // The log must exist before a server of another user opens it for append.
+        std::fs::write(&cluster.log, "")?;
+        cluster.start_on_a_free_port(plan).await?;
+        cluster.make_template().await?;
+        Ok(cluster)
+    }
+
+    async fn start_on_a_free_port(&mut self, plan: &Plan) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            self.port = ports::free()?;
+            self.write_settings(plan)?;
+            match self.start().await {
+                Ok(()) => return Ok(()),
+                Err(_) if attempts < 5 && tail(&self.log, 20).contains("could not bind") => attempts += 1,
+                Err(err) => return Err(err),
+            }
+        }
+    }
+
+    fn write_settings(&self, plan: &Plan) -> Result<()> {
+        let mut settings = vec![
+            ("port", self.port.to_string()),
+            ("listen_addresses", "127.0.0.1".into()),
+            ("unix_socket_directories", self.sockets.to_string_lossy().into_owned()),
+            ("max_connections", "200".into()),
+            ("shared_buffers", "64MB".into()),
+            // Replication origins take slots of their own; tests share clusters.
+            ("max_replication_slots", "400".into()),
+            ("max_prepared_transactions", "20".into()),
+            ("track_commit_timestamp", "on".into()),
+            ("wal_level", "replica".into()),
+            ("max_wal_size", "1GB".into()),
+            // Shared memory that leaves nothing behind in /dev/shm.
+            ("dynamic_shared_memory_type", "mmap".into()),
+            ("log_line_prefix", "%m [%p] %d ".into()),
+            ("log_error_verbosity", "verbose".into()),
+            ("timezone", "UTC".into()),
+        ];
+        if !plan.durable {
+            settings.push(("fsync", "off".into()));
+            settings.push(("full_page_writes", "off".into()));
+        }
+        settings.extend(plan.settings.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let lines: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
+        std::fs::write(self.data.join("postgresql.auto.conf"), lines.concat())?;
+        Ok(())
+    }
+
+    async fn make_template(&self) -> Result<()> {
+        let session = self.connect("postgres").await?;
+        session.exec(&format!("create role {RELAY_ROLE} login")).await?;
+        session.exec(&format!("create database {TEMPLATE}")).await?;
+        let template = self.connect(TEMPLATE).await?;
+        template.exec("create extension pg_duplex").await.context("is the extension installed? `make install`")?;
+        session.exec(&format!("grant duplex_relay to {RELAY_ROLE}")).await
+    }
+
+    /// Makes a database with the extension in it.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn create_database(&self, name: &str) -> Result<()> {
+        let _one_at_a_time = self.copying.lock().await;
+        let session = self.connect("postgres").await?;
+        until("the template database to be free", PATIENCE, async || {
+            match session.exec(&format!("create database \"{name}\" template {TEMPLATE}")).await {
+                Ok(()) => Ok(Ok(())),
+                // Who made the template may not have left it yet.
+                Err(err) if format!("{err:#}").contains("55006") => Ok(Err(format!("{err:#}"))),
+                Err(err) => Err(err),
+            }
+        })
+        .await
+    }
+
+    /// Starts the server (again) and waits until it takes connections; after a crash it recovers first.
+    ///
+    /// # Errors
+    /// If it ends instead.
+    pub async fn start(&self) -> Result<()> {
+        let recipe = Recipe {
+            name: format!("PostgreSQL {}", self.name),
+            command: vec![
+                self.bin.join("postgres").to_string_lossy().into_owned(),
+                "-D".into(),
+                self.data.to_string_lossy().into_owned(),
+            ],
+            env: vec![("LC_ALL".into(), "C.UTF-8".into())],
+            user: server_user().map(str::to_owned),
+            log: self.log.clone(),
+            // Immediate shutdown: takes its shared memory with it.
+            orphan_signal: "QUIT",
+        };
+        let server = Arc::new(recipe.start()?);
+        self.folder.watch(server.pid());
+        *self.server.lock().expect("no panic while it is held") = Some(Arc::clone(&server));
+        until("PostgreSQL to take connections", PATIENCE, async || {
+            server.check()?;
+            Ok(self.connect("postgres").await.map(drop).map_err(|err| format!("{err:#}")))
+        })
+        .await
+    }
+
+    fn server(&self) -> Result<Arc<Process>> {
+        let server = self.server.lock().expect("no panic while it is held").clone();
+        server.with_context(|| format!("PostgreSQL {} was never started", self.name))
+    }
+
+    /// Fast shutdown: sessions are cut off, everything is on disk.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(&self) -> Result<()> {
+        self.server()?.end(Signal::SIGINT, PATIENCE).map(drop)
+    }
+
+    /// Immediate shutdown: as if the machine had lost power, but for the kernel's caches.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn crash(&self) -> Result<()> {
+        self.server()?.end(Signal::SIGQUIT, Duration::from_secs(20)).map(drop)
+    }
+
+    /// SIGKILL to the postmaster, and waits until its backends have noticed.
+    ///
+    /// # Errors
+    /// If they go on.
+    pub async fn kill(&self) -> Result<()> {
+        let server = self.server()?;
+        let backends = children_of(server.pid());
+        server.kill()?;
+        until("backends to notice that the postmaster is gone", PATIENCE, async || {
+            let left = backends.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count();
+            Ok(crate::wait::when(left == 0, format!("{left} are left")))
+        })
+        .await
+    }
+
+    /// Stops every process of the server from running until [`Cluster::resume`]; connections stay open.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn pause(&self) -> Result<()> {
+        let server = self.server()?;
+        server.pause()?;
+        self.signal_backends(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`Cluster::pause`].
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.signal_backends(Signal::SIGCONT)?;
+        self.server()?.resume()
+    }
+
+    fn signal_backends(&self, signal: Signal) -> Result<()> {
+        for pid in children_of(self.server()?.pid()) {
+            // One that has just ended needs none.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to one backend: the postmaster restarts all others.
+    ///
+    /// # Errors
+    /// If the process is none of this server's.
+    pub fn kill_backend(&self, pid: i32) -> Result<()> {
+        if !children_of(self.server()?.pid()).contains(&pid) {
+            bail!("process {pid} is no backend of {}", self.name);
+        }
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
+    }
+
+    /// The cluster's name in its lab.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its TCP port on the loopback interface.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of its Unix socket.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+
+    /// The postmaster's process id, if it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.server().ok().filter(|server| server.ended().is_none()).map(|server| server.pid())
+    }
+
+    /// The server's log file.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Lines of the log that tell of a crash.
+    pub fn crashes(&self) -> Vec<String> {
+        logs::crashes(&self.log)
+    }
+
+    /// A URL as a role sees it, over TCP.
+    pub fn url(&self, role: &str, database: &str) -> String {
+        format!("postgresql://{role}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Connects as superuser.
+    ///
+    /// # Errors
+    /// If the server refuses or is not there.
+    pub async fn connect(&self, database: &str) -> Result<Session> {
+        self.connect_as("postgres", database).await
+    }
+
+    /// Connects as a role.
+    ///
+    /// # Errors
+    /// If the server refuses or is not there.
+    pub async fn connect_as(&self, role: &str, database: &str) -> Result<Session> {
+        Session::connect(&self.url(role, database)).await
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Ok(server) = self.server() {
+            let _ = server.end(Signal::SIGQUIT, Duration::from_secs(10));
+        }
+    }
+}
+
+/// Process ids of a process's children.
+fn children_of(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}

@@ -1,0 +1,143 @@
+//! A node: a database with the extension and a name, and its relay.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use crate::cluster::{Cluster, RELAY_ROLE};
+use crate::relay::Relay;
+use crate::session::{Session, TextRow};
+
+/// A node of a lab.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) name: String,
+    pub(crate) database: String,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) relay: Option<Relay>,
+}
+
+impl Node {
+    /// The node's name; its topic is `duplex.<name>`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its database's name.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The cluster that the database is in; other tests may use it too.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Its relay.
+    ///
+    /// # Panics
+    /// If the lab was built without relays.
+    pub fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("a lab with relays")
+    }
+
+    /// A URL as a role sees the database.
+    pub fn url_as(&self, role: &str) -> String {
+        self.cluster.url(role, &self.database)
+    }
+
+    /// The URL that its relay uses.
+    pub fn relay_url(&self) -> String {
+        self.url_as(RELAY_ROLE)
+    }
+
+    /// Connects as superuser.
+    ///
+    /// # Errors
+    /// If the server refuses or is not there.
+    pub async fn connect(&self) -> Result<Session> {
+        self.connect_as("postgres").await
+    }
+
+    /// Connects as a role.
+    ///
+    /// # Errors
+    /// If the server refuses or is not there.
+    pub async fn connect_as(&self, role: &str) -> Result<Session> {
+        self.cluster.connect_as(role, &self.database).await
+    }
+
+    /// Runs statements in a session of their own.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn exec(&self, sql: &str) -> Result<()> {
+        self.connect().await?.exec(sql).await.with_context(|| format!("on {}", self.name))
+    }
+
+    /// The rows of a query, as text.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<TextRow>> {
+        self.connect().await?.rows(sql).await.with_context(|| format!("on {}", self.name))
+    }
+
+    /// The one value of a query, as text.
+    ///
+    /// # Errors
+    /// The server's; no row; NULL.
+    pub async fn one(&self, sql: &str) -> Result<String> {
+        self.connect().await?.one(sql).await.with_context(|| format!("on {}", self.name))
+    }
+
+    /// The one value of a query, as a number.
+    ///
+    /// # Errors
+    /// The server's; no number.
+    pub async fn number(&self, sql: &str) -> Result<i64> {
+        self.connect().await?.number(sql).await.with_context(|| format!("on {}", self.name))
+    }
+
+    /// A table as text, a line a row, sorted: what two nodes must have alike. Columns go by name, so that their order
+    /// does not count, and `except` are left out.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn dump(&self, table: &str, except: &[&str]) -> Result<Vec<String>> {
+        let session = self.connect().await?;
+        let skip: Vec<String> = except.iter().map(|name| crate::session::literal(name)).collect();
+        let list = session
+            .rows(&format!(
+                "select quote_ident(attname) from pg_attribute \
+                  where attrelid = {}::regclass and attnum > 0 and not attisdropped \
+                    and attname <> all (array[{}]::name[]) order by attname collate \"C\"",
+                crate::session::literal(table),
+                skip.join(", ")
+            ))
+            .await?;
+        let columns: Vec<String> =
+            list.into_iter().map(|row| row.into_iter().next().flatten().unwrap_or_default()).collect();
+        let rows = session.rows(&format!("select {} from {table}", columns.join(", "))).await?;
+        let mut lines: Vec<String> = rows
+            .into_iter()
+            .map(|row| {
+                let cells = columns.iter().zip(row);
+                cells
+                    .map(|(name, cell)| format!("{name}={}", cell.unwrap_or("␀".into())))
+                    .collect::<Vec<_>>()
+                    .join(" | ")
+            })
+            .collect();
+        lines.sort_unstable();
+        Ok(lines)
+    }
+
+    /// Captured transactions that Kafka has not acknowledged yet.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn queued(&self) -> Result<i64> {
+        self.number("select transactions from duplex.queue_status").await
+    }
+}

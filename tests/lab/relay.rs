@@ -1,0 +1,125 @@
+//! A relay: the real binary, as a process.
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::PATIENCE;
+use crate::folder::Folder;
+use crate::process::{Process, Recipe, tail};
+
+/// A node's relay.
+#[derive(Debug)]
+pub struct Relay {
+    recipe: Recipe,
+    folder: Arc<Folder>,
+    process: Mutex<Option<Arc<Process>>>,
+}
+
+/// The binary: `$DUPLEX_RELAY_BIN`, or the one built beside this program.
+///
+/// # Errors
+/// If there is none.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("DUPLEX_RELAY_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe()?;
+    // target/release/duplex-lab, or target/release/deps/suite-0123456789abcdef.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("duplex-relay"))
+        .find(|path| path.is_file())
+        .context("duplex-relay is not built: `make build`, or set DUPLEX_RELAY_BIN")
+}
+
+impl Relay {
+    /// A relay that is not started yet. `properties` are passed on to librdkafka.
+    ///
+    /// # Errors
+    /// If the binary is not there.
+    pub fn new(folder: Arc<Folder>, node: &str, database: &str, kafka: &str, properties: &[String]) -> Result<Self> {
+        let mut command = vec![binary()?.to_string_lossy().into_owned(), "run".into()];
+        for property in properties {
+            command.extend(["--kafka-property".into(), property.clone()]);
+        }
+        let recipe = Recipe {
+            name: format!("relay of {node}"),
+            command,
+            env: vec![("DUPLEX_DATABASE".into(), database.into()), ("DUPLEX_KAFKA".into(), kafka.into())],
+            user: None,
+            log: folder.path().join(format!("relay-{node}.log")),
+            orphan_signal: "KILL",
+        };
+        Ok(Self { recipe, folder, process: Mutex::new(None) })
+    }
+
+    /// A second one of the same node, with a log of its own: a hot standby.
+    pub fn standby(&self) -> Self {
+        let mut recipe = self.recipe.clone();
+        recipe.name = format!("standby {}", recipe.name);
+        recipe.log = recipe.log.with_extension("standby.log");
+        Self { recipe, folder: Arc::clone(&self.folder), process: Mutex::new(None) }
+    }
+
+    /// Starts it (again).
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&self) -> Result<()> {
+        let process = Arc::new(self.recipe.start()?);
+        self.folder.watch(process.pid());
+        *self.process.lock().expect("no panic while it is held") = Some(process);
+        Ok(())
+    }
+
+    /// The process.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn process(&self) -> Result<Arc<Process>> {
+        let process = self.process.lock().expect("no panic while it is held").clone();
+        process.with_context(|| format!("{} was never started", self.recipe.name))
+    }
+
+    /// SIGTERM: it drains and ends.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(&self) -> Result<ExitStatus> {
+        self.process()?.end(Signal::SIGTERM, PATIENCE)
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn kill(&self) -> Result<()> {
+        self.process()?.kill().map(drop)
+    }
+
+    /// SIGSTOP.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn pause(&self) -> Result<()> {
+        self.process()?.pause()
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.process()?.resume()
+    }
+
+    /// The end of its log, for messages.
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.recipe.log, lines)
+    }
+}

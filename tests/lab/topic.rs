@@ -1,0 +1,134 @@
+//! What a node's stream holds, read back from Kafka.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use duplex_protocol::record::{Header, Kind, Record};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use crate::Kafka;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A record of a stream, as Kafka has it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its offset.
+    pub offset: i64,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl Stored {
+    /// The record's header.
+    ///
+    /// # Errors
+    /// If these bytes are no record.
+    pub fn header(&self) -> Result<Header> {
+        Ok(Record::decode(&self.value)?.header)
+    }
+}
+
+/// The topic of a node.
+pub fn name(node: &str) -> String {
+    format!("duplex.{node}")
+}
+
+/// The offset after the newest record; 0 if the topic does not exist yet.
+///
+/// # Errors
+/// If Kafka does not answer.
+pub async fn end(kafka: &Kafka, node: &str) -> Result<i64> {
+    let (config, topic) = (kafka.client(), name(node));
+    tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = config.create()?;
+        end_offset(&client, &topic)
+    })
+    .await?
+}
+
+fn end_offset(client: &BaseConsumer, topic: &str) -> Result<i64> {
+    match client.fetch_watermarks(topic, 0, TIMEOUT) {
+        Ok((_, high)) => Ok(high),
+        Err(KafkaError::MetadataFetch(
+            RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownPartition
+            | RDKafkaErrorCode::UnknownTopic,
+        )) => Ok(0),
+        Err(err) => Err(err).with_context(|| format!("end of topic {topic}")),
+    }
+}
+
+/// All records of a node's stream, from the oldest that Kafka has.
+///
+/// # Errors
+/// If Kafka does not answer.
+pub async fn read(kafka: &Kafka, node: &str) -> Result<Vec<Stored>> {
+    let (mut config, topic) = (kafka.client(), name(node));
+    config.set("group.id", "duplex-lab").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+    tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = config.create()?;
+        let end = end_offset(&client, &topic)?;
+        let mut records = Vec::new();
+        if end == 0 {
+            return Ok(records);
+        }
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_offset(&topic, 0, Offset::Beginning)?;
+        client.assign(&partitions)?;
+        let start = Instant::now();
+        loop {
+            match client.poll(Duration::from_millis(200)) {
+                Some(Ok(message)) => records
+                    .push(Stored { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(records),
+                Some(Err(err)) => bail!("reading {topic}: {err}"),
+                None => ensure!(start.elapsed() < TIMEOUT * 3, "reading {topic}: nothing comes before offset {end}"),
+            }
+        }
+    })
+    .await?
+}
+
+/// How many transactions a stream holds by the rules that every reader goes by: a record of an earlier generation is
+/// void, and so is a transaction that had not come to its last chunk when another relay took over.
+///
+/// # Errors
+/// If a record is none.
+pub fn transactions(records: &[Stored]) -> Result<Vec<Header>> {
+    let mut generation = 0;
+    let mut whole = Vec::new();
+    let mut open = None;
+    for record in records {
+        let header = record.header()?;
+        if header.generation < generation {
+            continue;
+        }
+        generation = header.generation;
+        match header.kind {
+            Kind::Hello => open = None,
+            Kind::Heartbeat => {}
+            Kind::Transaction => {
+                let position = (header.position, header.chunk);
+                ensure!(
+                    match open {
+                        None => header.chunk == 0,
+                        Some((of, chunk)) => of == header.position && chunk + 1 == header.chunk,
+                    },
+                    "offset {}: chunk {} of {:?} does not follow {open:?}",
+                    record.offset,
+                    header.chunk,
+                    header.position
+                );
+                open = if header.last { None } else { Some(position) };
+                if header.last {
+                    whole.push(header);
+                }
+            }
+        }
+    }
+    Ok(whole)
+}

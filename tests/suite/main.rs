@@ -1,0 +1,5 @@
+//! The suite: what pg_duplex must show, on real PostgreSQL clusters, a real Kafka and real relays. One module a subject;
+//! the lab (`tests/lab`) says how a test is written.
+
+mod changes;
+mod lab;
