@@ -10,10 +10,10 @@ export PG_CONFIG ?=
 # One command line for the relay and the tests, so that what both use is compiled once, with one set of features.
 CARGO_BUILD := cargo build --locked --release -p duplex-relay -p duplex-tests
 
-.PHONY: help deps kafka build install test demo bench lint clean-lab
+.PHONY: help deps kafka build install test converge-model demo bench lint clean-lab
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 deps: ## Install what is missing of apt packages (sudo if needed)
 	@scripts/deps.sh
@@ -31,6 +31,9 @@ install: deps ## Build the extension and install it: make install PG_CONFIG=/pat
 test: install kafka ## Run all tests: install what they need, then unit tests and the suite on real servers
 	$(CARGO_BUILD) --bins --tests
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests
+
+converge-model: ## Check the conflict rules on their model: make converge-model ROUNDS=1000000 SEED=7
+	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests --test model -- --nocapture
 
 demo: install kafka ## Two chat databases kept the same through Kafka, before your eyes
 	@$(CARGO_BUILD) --bins

@@ -67,7 +67,6 @@ fn every_order_of_arrival_ends_alike() {
 }
 
 #[test]
-#[ignore = "long; run by make converge-model"]
 fn every_order_of_arrival_of_many_histories_ends_alike() {
     let (causal, any) = (orders(1_000..6_000, true), orders(1_000..6_000, false));
     println!(
