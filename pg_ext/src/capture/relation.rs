@@ -204,9 +204,12 @@ impl Table {
 /// `descriptor` is one, and has more than `number` attributes.
 #[inline]
 unsafe fn attribute(descriptor: pg_sys::TupleDesc, number: usize) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: as the caller promises; since 18 the attributes lie behind the compact ones.
     #[cfg(feature = "pg18")]
-    // SAFETY: as the caller promises.
-    return unsafe { pg_sys::TupleDescAttr(descriptor, number as c_int) };
+    return unsafe {
+        let compact = (*descriptor).compact_attrs.as_ptr();
+        compact.add((*descriptor).natts as usize).cast::<pg_sys::FormData_pg_attribute>().add(number)
+    };
     #[cfg(not(feature = "pg18"))]
     // SAFETY: as the caller promises; the attributes lie behind each other.
     return unsafe { (*descriptor).attrs.as_ptr().add(number) };
