@@ -95,6 +95,14 @@ impl Buffer {
 
     /// Forgets everything at `end` and after it.
     pub(super) fn cut(&mut self, end: Position) -> Result<()> {
+        self.shorten(end)?;
+        if !self.sealed.iter().any(|sealed| matches!(sealed.place, Place::File { .. })) {
+            self.close_file();
+        }
+        Ok(())
+    }
+
+    fn shorten(&mut self, end: Position) -> Result<()> {
         let chunk = (end / CHUNK_BYTES as Position) as usize;
         let within = (end % CHUNK_BYTES as Position) as usize;
         if chunk >= self.sealed.len() {
@@ -139,11 +147,15 @@ impl Buffer {
                 None => take(&self.tail, 0)?,
             }
         }
+        self.close_file();
+        self.reset();
+        Ok(())
+    }
+
+    fn close_file(&mut self) {
         if let Some(spill) = self.spill.take() {
             spill.close();
         }
-        self.reset();
-        Ok(())
     }
 
     /// Forgets everything. Cannot fail: a temporary file that is still open belongs to the transaction, which closes it.
