@@ -29,7 +29,9 @@ struct Transaction {
     serial: u64,
     buffer: Buffer,
     marks: Marks,
-    /// Set once the flush was made: whatever follows (another extension's pre-commit callback wrote) is written at once.
+    /// Our pre-commit callback has run: whatever follows (another extension's wrote) is written to the queue at once.
+    is_late: bool,
+    /// Where the last flush stopped; nothing if there was nothing to write.
     flushed: Option<FlushPoint>,
     /// The descriptors in the body, in the order in which a reader meets them.
     described: Vec<(Rc<Table>, Position)>,
@@ -46,6 +48,7 @@ thread_local! {
         serial: 1,
         buffer: Buffer::new(),
         marks: Marks::new(),
+        is_late: false,
         flushed: None,
         described: Vec::new(),
         named: Vec::new(),
@@ -69,7 +72,7 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
     match event {
         // The only events in which an ERROR is allowed: it turns the commit into an abort.
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => flush().or_raise(),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => CURRENT.with_borrow_mut(Transaction::reset),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => at_an_end(Transaction::reset),
         // Parallel workers do not write.
         _ => {}
     }
@@ -84,10 +87,20 @@ unsafe extern "C-unwind" fn subtransaction_event(
 ) {
     use pg_sys::SubXactEvent::*;
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => CURRENT.with_borrow_mut(|current| current.marks.commit(subtransaction, parent)),
-        SUBXACT_EVENT_ABORT_SUB => CURRENT.with_borrow_mut(|current| current.marks.abort(subtransaction)),
+        SUBXACT_EVENT_COMMIT_SUB => at_an_end(|current| current.marks.commit(subtransaction, parent)),
+        SUBXACT_EVENT_ABORT_SUB => at_an_end(|current| current.marks.abort(subtransaction)),
         _ => {}
     }
+}
+
+/// Takes note of an end, which must not fail. A FATAL error ends the process without unwinding: then the transaction may
+/// still be borrowed by the code that the error came from, and nobody will ask for it again.
+fn at_an_end(note: impl FnOnce(&mut Transaction)) {
+    CURRENT.with(|current| {
+        if let Ok(mut current) = current.try_borrow_mut() {
+            note(&mut current);
+        }
+    });
 }
 
 /// Adds one change of `table`: `write` appends its frames, of `bytes` bytes at most.
@@ -101,7 +114,7 @@ pub(super) fn add(table: &Rc<Table>, replaced: Replaced, bytes: usize, write: im
         current.name(replaced)?;
         write(current.buffer.room(bytes)?);
         current.buffer.settle()?;
-        Result::Ok(current.flushed.is_some())
+        Result::Ok(current.is_late)
     })?;
     if is_late { flush() } else { Ok(()) }
 }
@@ -144,15 +157,19 @@ fn flush() -> Result<()> {
         unsafe { pg_sys::PopActiveSnapshot() };
         CURRENT.with_borrow_mut(|current| current.flushed = Some(point));
     }
-    CURRENT.with_borrow_mut(|current| current.buffer = buffer);
+    CURRENT.with_borrow_mut(|current| {
+        current.buffer = buffer;
+        current.is_late = true;
+    });
     Ok(())
 }
 
 impl Transaction {
     fn position(&self) -> Position {
-        match self.flushed {
-            Some(point) => FLUSHED + Position::from(point.next_chunk),
-            None => self.buffer.len(),
+        if self.is_late {
+            FLUSHED + self.flushed.map_or(0, |point| Position::from(point.next_chunk))
+        } else {
+            self.buffer.len()
         }
     }
 
@@ -176,13 +193,14 @@ impl Transaction {
 
     #[cold]
     fn cut(&mut self, end: Position) -> Result<()> {
-        match &mut self.flushed {
+        if self.is_late {
             // What was written late and rolled back has left the queue with its subtransaction.
-            Some(point) => {
-                self.buffer.reset();
+            self.buffer.cut(0)?;
+            if let Some(point) = &mut self.flushed {
                 point.next_chunk = (end - FLUSHED) as u32;
             }
-            None => self.buffer.cut(end)?,
+        } else {
+            self.buffer.cut(end)?;
         }
         self.described.retain(|(table, position)| {
             let stays = *position < end;
@@ -239,6 +257,7 @@ impl Transaction {
         self.serial += 1;
         self.buffer.reset();
         self.marks.reset();
+        self.is_late = false;
         self.flushed = None;
         self.described.clear();
         self.named.clear();

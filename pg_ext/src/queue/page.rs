@@ -29,7 +29,9 @@ pub(crate) struct RowHead {
     pub(crate) chunk: u32,
     pub(crate) piece: u32,
     pub(crate) offset: u16,
-    /// What the tuple's hint bits say of its transaction: committed, aborted, or nothing yet.
+    /// Who wrote the row: the transaction itself, or a subtransaction of it after the transaction's flush.
+    pub(crate) writer: pg_sys::TransactionId,
+    /// What the tuple's hint bits say of its writer: committed, aborted, or nothing yet.
     pub(crate) committed: Option<bool>,
 }
 
@@ -162,7 +164,9 @@ fn parse_head((tuple, data): Tuple<'_>, offset: u16) -> Option<RowHead> {
         None
     };
     let position = Position { lsn: u64_at(data, 0)?, xid: u64_at(data, 8)? };
-    Some(RowHead { position, chunk: u32_at(data, 16)?, piece: u32_at(data, 20)?, offset, committed })
+    // SAFETY: a heap tuple's header holds the heap's fields.
+    let writer = unsafe { tuple.t_choice.t_heap.t_xmin };
+    Some(RowHead { position, chunk: u32_at(data, 16)?, piece: u32_at(data, 20)?, offset, writer, committed })
 }
 
 fn u64_at(data: &[u8], at: usize) -> Option<u64> {

@@ -75,7 +75,7 @@ impl Pass {
             segment.scan(relation, current, heads, |block, head| {
                 let news = !previous.sees(head.position.xid)
                     && handed_out.is_none_or(|done| (head.position, head.chunk) > done)
-                    && head.committed.unwrap_or_else(|| did_commit(head.position.xid));
+                    && head.committed.unwrap_or_else(|| did_commit(head.writer));
                 if news {
                     let row = RowId { table: table as u8, block, offset: head.offset };
                     smallest.push(Piece { position: head.position, chunk: head.chunk, piece: head.piece, row });
@@ -129,8 +129,10 @@ impl Pass {
     }
 }
 
-fn did_commit(xid: u64) -> bool {
+/// Whether the writer of a row committed; asked once its top-level transaction has ended. That one's own fate is not
+/// enough: what was written after the flush, in a subtransaction that was rolled back, is no part of it.
+fn did_commit(writer: pg_sys::TransactionId) -> bool {
     // SAFETY: a look-up by an id whose transaction has ended and whose row is still in the queue, so that its status
     // has not been truncated away: the queue row's own xmin holds it.
-    unsafe { pg_sys::TransactionIdDidCommit((xid as u32).into()) }
+    unsafe { pg_sys::TransactionIdDidCommit(writer) }
 }
