@@ -81,16 +81,17 @@ begin
     end if;
 
     insert into duplex.table_registry (relid) values (relation);
-    execute format('create trigger duplex_capture after insert or update or delete on %s '
+    -- Triggers fire in the order of their names: capture comes before those that may write, and RI_ConstraintTrigger_*.
+    execute format('create trigger "00_duplex_capture" after insert or update or delete on %s '
                    'for each row execute function duplex.capture_row()', relation);
-    execute format('create trigger duplex_capture_truncate after truncate on %s '
+    execute format('create trigger "00_duplex_capture_truncate" after truncate on %s '
                    'for each statement execute function duplex.capture_truncate()', relation);
     -- ALWAYS: neither session_replication_role nor anything else but the mark of replication switches capture off.
-    execute format('alter table %s enable always trigger duplex_capture', relation);
-    execute format('alter table %s enable always trigger duplex_capture_truncate', relation);
+    execute format('alter table %s enable always trigger "00_duplex_capture"', relation);
+    execute format('alter table %s enable always trigger "00_duplex_capture_truncate"', relation);
     -- So that DROP EXTENSION takes the triggers with it and leaves the tables as they were.
-    execute format('alter trigger duplex_capture on %s depends on extension pg_duplex', relation);
-    execute format('alter trigger duplex_capture_truncate on %s depends on extension pg_duplex', relation);
+    execute format('alter trigger "00_duplex_capture" on %s depends on extension pg_duplex', relation);
+    execute format('alter trigger "00_duplex_capture_truncate" on %s depends on extension pg_duplex', relation);
 end
 $$;
 comment on function duplex.enable(regclass) is
@@ -108,8 +109,8 @@ begin
         raise exception 'table % is not enabled', relation
             using errcode = 'undefined_object', hint = 'The view duplex.tables lists the enabled tables.';
     end if;
-    execute format('drop trigger if exists duplex_capture on %s', relation);
-    execute format('drop trigger if exists duplex_capture_truncate on %s', relation);
+    execute format('drop trigger if exists "00_duplex_capture" on %s', relation);
+    execute format('drop trigger if exists "00_duplex_capture_truncate" on %s', relation);
 end
 $$;
 comment on function duplex.disable(regclass) is

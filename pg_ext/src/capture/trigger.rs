@@ -119,6 +119,9 @@ unsafe fn insert(
     let Scratch { new, row, .. } = scratch;
     // SAFETY: as the caller promises.
     unsafe {
+        if is_superseded(tuple) {
+            return Ok(());
+        }
         new.deform(tuple, descriptor, table.attributes);
         encode::row(table, new, row)?;
         transaction::add(table, Replaced::Nothing, encode::size(row, &[])?, |out| {
@@ -159,8 +162,17 @@ unsafe fn update(
         old.deform(old_tuple, descriptor, table.attributes);
         new.deform(new_tuple, descriptor, table.attributes);
         let key_changed = encode::compare(table, old, new, changed);
-        encode::row(table, new, row)?;
         let replaced = replaced::version(old_tuple);
+        if is_superseded(new_tuple) {
+            if !key_changed {
+                return Ok(());
+            }
+            encode::key(table, old, old_key)?;
+            return transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
+                encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+            });
+        }
+        encode::row(table, new, row)?;
         if !key_changed {
             return transaction::add(table, replaced, encode::size(row, changed)?, |out| {
                 let writer = RowWriter::put(out, table.oid, PutKind::Update, replaced, changed, &[], row.len());
@@ -174,6 +186,40 @@ unsafe fn update(
             let writer = RowWriter::put(out, table.oid, PutKind::Insert, Replaced::Nothing, &[], &[], row.len());
             encode::write(row, writer);
         })
+    }
+}
+
+/// Whether this transaction has changed the row once more meanwhile. That change was or will be captured by itself: from
+/// inside a trigger that fired before this one, it was captured already, and this row must not come after it.
+///
+/// # Safety
+/// `tuple` is a valid heap tuple as it is in its table now.
+#[inline]
+unsafe fn is_superseded(tuple: pg_sys::HeapTuple) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let header = (*tuple).t_data;
+        u32::from((*header).t_infomask) & pg_sys::HEAP_XMAX_INVALID == 0 && is_changed_again(header)
+    }
+}
+
+#[cold]
+unsafe fn is_changed_again(header: pg_sys::HeapTupleHeader) -> bool {
+    const SHARED_OR_EXCLUSIVE: u32 = pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_LOCK_MASK;
+    // SAFETY: the header is valid, and a multixact in it belongs to a transaction that is running: this one.
+    unsafe {
+        let infomask = u32::from((*header).t_infomask);
+        let only_locked = infomask & pg_sys::HEAP_XMAX_LOCK_ONLY != 0
+            || infomask & SHARED_OR_EXCLUSIVE == pg_sys::HEAP_XMAX_EXCL_LOCK;
+        if only_locked {
+            return false;
+        }
+        let changed_by = if infomask & pg_sys::HEAP_XMAX_IS_MULTI == 0 {
+            (*header).t_choice.t_heap.t_xmax
+        } else {
+            pg_sys::HeapTupleGetUpdateXid(header)
+        };
+        pg_sys::TransactionIdIsCurrentTransactionId(changed_by)
     }
 }
 
