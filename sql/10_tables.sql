@@ -63,7 +63,7 @@ comment on table duplex.drain_state is 'How far the queue has been published: al
 
 -- The queue: three tables that take turns, so that one whose rows are all published can be truncated while writers
 -- use another. Rows are only ever appended: no index, no TOAST (payloads are compressed before they come here and cut
--- to fit a page), no vacuum.
+-- to fit a page), no vacuum; and one by hand cuts no pages off, since the drain remembers how far it has looked.
 create table duplex.queue_0 (
     lsn          bigint  not null,
     xid          xid8    not null,
@@ -71,10 +71,12 @@ create table duplex.queue_0 (
     piece        integer not null,
     expanded_len integer not null,
     payload      bytea   not null
-) with (autovacuum_enabled = false);
+) with (autovacuum_enabled = false, vacuum_truncate = false);
 alter table duplex.queue_0 alter column payload set storage plain;
-create table duplex.queue_1 (like duplex.queue_0 including storage) with (autovacuum_enabled = false);
-create table duplex.queue_2 (like duplex.queue_0 including storage) with (autovacuum_enabled = false);
+create table duplex.queue_1 (like duplex.queue_0 including storage)
+    with (autovacuum_enabled = false, vacuum_truncate = false);
+create table duplex.queue_2 (like duplex.queue_0 including storage)
+    with (autovacuum_enabled = false, vacuum_truncate = false);
 comment on table duplex.queue_0 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on table duplex.queue_1 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on table duplex.queue_2 is 'Captured transactions that wait for the relay; one of three tables that take turns.';

@@ -9,7 +9,7 @@ use duplex_protocol::record::Position;
 use pgrx::pg_sys;
 
 use super::page::{self, RowHead, RowId};
-use super::segment::Segment;
+use super::segment::{self, Segment};
 use super::snapshot::Snapshot;
 use super::tables::COUNT;
 use crate::errors::Result;
@@ -41,6 +41,8 @@ pub(crate) struct Pass {
     /// What this pass is about.
     pub(crate) current: Snapshot,
     listed: Vec<Piece>,
+    /// The tables' files that `listed` points into.
+    files: [u32; COUNT],
     next: usize,
     /// Whether `listed` goes to the end of the pass.
     complete: bool,
@@ -52,7 +54,7 @@ impl Pass {
     /// Begins a pass. With `after`, all transactions up to it are left out: they were confirmed before a restart.
     pub(crate) fn begin(current: Snapshot, after: Option<Position>) -> Self {
         let handed_out = after.map(|position| (position, u32::MAX));
-        Self { current, listed: Vec::new(), next: 0, complete: false, handed_out }
+        Self { current, listed: Vec::new(), files: [0; COUNT], next: 0, complete: false, handed_out }
     }
 
     /// Lists the next rows, if those listed are used up and there may be more. Returns whether there is something to
@@ -64,6 +66,14 @@ impl Pass {
         previous: &Snapshot,
         heads: &mut Vec<RowHead>,
     ) -> Result<bool> {
+        let files = relations.map(segment::file_number);
+        if files != self.files {
+            // Somebody had the table written anew (VACUUM FULL, CLUSTER): its rows are elsewhere now.
+            self.files = files;
+            self.listed.clear();
+            self.next = 0;
+            self.complete = false;
+        }
         if self.has_chunk() || self.complete {
             return Ok(self.has_chunk());
         }

@@ -33,8 +33,11 @@ struct Barrier {
 /// What the drain knows about one queue table.
 #[derive(Debug, Default)]
 pub(crate) struct Segment {
-    /// The file that all this is about: another one after TRUNCATE.
-    storage: u32,
+    /// The file that all this is about: another one after TRUNCATE, or when the table was written anew.
+    file: u32,
+    /// Its pages at the last look. Fewer are there after a VACUUM that cut off empty ones, and writers use those numbers
+    /// again.
+    blocks: u32,
     frontier: u32,
     /// Notes on the pages from the frontier on, as of the last finished pass.
     notes: Vec<PageNote>,
@@ -56,11 +59,11 @@ impl Segment {
         heads: &mut Vec<RowHead>,
         mut visit: impl FnMut(u32, &RowHead),
     ) -> Result<()> {
-        let storage = storage_number(relation);
-        if storage != self.storage {
-            *self = Self { storage, ..Self::default() };
+        let (file, blocks) = (file_number(relation), block_count(relation));
+        if file != self.file || blocks < self.blocks {
+            *self = Self { file, ..Self::default() };
         }
-        let blocks = block_count(relation);
+        self.blocks = blocks;
         // Before the pages are read: a row below what is closed now is there to be found.
         self.watch_writers(relation, blocks);
         self.fresh.clear();
@@ -133,7 +136,8 @@ pub(crate) fn block_count(relation: pg_sys::Relation) -> u32 {
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
 }
 
-fn storage_number(relation: pg_sys::Relation) -> u32 {
+/// Number of the table's file on disk.
+pub(crate) fn file_number(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the relation is open.
     unsafe {
         #[cfg(feature = "pg15")]
