@@ -23,9 +23,10 @@ pub(crate) fn rotate(segments: &[Segment; COUNT], published: &Snapshot, heads: &
             run(&format!("truncate duplex.queue_{table}"))?;
         }
     }
-    let next = (tables.writing + 1) % COUNT;
+    // Not always the next one: a prepared transaction that nobody ends holds its table for as long.
+    let next = (1..COUNT).map(|step| (tables.writing + step) % COUNT).find(|&table| blocks[table] == 0);
     let written = u64::from(blocks[tables.writing]) * u64::from(pg_sys::BLCKSZ);
-    if written >= gucs::queue_segment_size() && blocks[next] == 0 {
+    if let Some(next) = next.filter(|_| written >= gucs::queue_segment_size()) {
         run(&format!("update duplex.queue_turn set writing = {next}"))?;
         // SAFETY: an open transaction; the message goes out with its commit.
         unsafe { pg_sys::CacheInvalidateRelcacheByRelid(tables.turn) };
