@@ -16,6 +16,8 @@ use crate::node;
 const PEERS_EVERY: Duration = Duration::from_secs(1);
 /// How often a moment is noted down for the watermark.
 const MOMENTS_EVERY: Duration = Duration::from_millis(100);
+/// So many moments are kept at most. A transaction that stays open, a forgotten prepared one perhaps, holds all of them.
+const MOST_MOMENTS: usize = 4096;
 
 #[derive(Debug)]
 struct Peer {
@@ -52,6 +54,13 @@ impl Watermarks {
         if self.noted.is_none_or(|noted| noted.elapsed() >= MOMENTS_EVERY) {
             self.noted = Some(Instant::now());
             self.moments.push_back((snapshot.xmax, wal::now()));
+            if self.moments.len() > MOST_MOMENTS {
+                let mut stays = true;
+                self.moments.retain(|_| {
+                    stays = !stays;
+                    stays
+                });
+            }
         }
     }
 
