@@ -30,6 +30,7 @@
 //! | [`node`], [`lab`] | a database with extension, name and relay; all of them together |
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
 //! | [`topic`] | what a node's stream holds |
+//! | [`drain`] | what a node's queue holds, without a relay |
 //! | [`logs`] | finding what must never be in a server's log |
 //!
 //! A lab that is dropped looks through its servers' logs and panics on a crash, unless the test said
@@ -39,6 +40,7 @@
 //! this broker and start none), `DUPLEX_RELAY_BIN`, `TMPDIR`, `DUPLEX_LAB_KEEP=1` (leave the folder).
 
 pub mod cluster;
+pub mod drain;
 pub mod folder;
 pub mod kafka;
 pub mod lab;
@@ -52,6 +54,7 @@ pub mod topic;
 pub mod wait;
 
 pub use cluster::Cluster;
+pub use drain::Drain;
 pub use kafka::Kafka;
 pub use lab::{Builder, Lab};
 pub use node::Node;

@@ -44,6 +44,17 @@ impl Session {
         self.client.batch_execute(sql).await.map_err(|err| explain(err, sql))
     }
 
+    /// Runs statements one by one: in one string they would be one transaction.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn each(&self, statements: &[&str]) -> Result<()> {
+        for sql in statements {
+            self.exec(sql).await?;
+        }
+        Ok(())
+    }
+
     /// The rows of a query, as text.
     ///
     /// # Errors

@@ -2,4 +2,16 @@
 //! the lab (`tests/lab`) says how a test is written.
 
 mod changes;
+mod draining;
+mod durable;
+mod echo;
+mod flush;
 mod lab;
+mod large;
+mod layouts;
+mod nested;
+mod outages;
+mod savepoints;
+mod statements;
+mod two_phase;
+mod whole;
