@@ -34,7 +34,13 @@ pub(crate) struct Writer<'s> {
     tables: Vec<Table>,
     by_id: HashMap<u32, usize>,
     identity: Identity,
-    acting: Option<pg_sys::Oid>,
+    acting: Option<Acting>,
+}
+
+/// The owner that writes now, and the level of settings that began with that.
+struct Acting {
+    owner: pg_sys::Oid,
+    settings: i32,
 }
 
 impl<'s> Writer<'s> {
@@ -88,7 +94,7 @@ impl<'s> Writer<'s> {
         if last {
             self.check_deferred()?;
         }
-        self.identity.restore();
+        self.act_as_oneself();
         // SAFETY: pushed by `begin`.
         unsafe { pg_sys::PopActiveSnapshot() };
         Ok(())
@@ -106,12 +112,32 @@ impl<'s> Writer<'s> {
         let frame = self.progress.relations.get(&id).ok_or_else(|| {
             Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "change of a relation that was not described")
         })?;
-        let acting = self.acting.take();
-        if acting.is_some() {
+        let frame = Rc::clone(frame);
+        self.act_as_oneself();
+        // SAFETY: inside a transaction.
+        unsafe { self.session.targets.get(&frame) }
+    }
+
+    /// From now on everything is done as `owner`, whose code may run: expressions of indexes, defaults and partition
+    /// keys are evaluated as early as when a table is opened and they are planned.
+    fn act_as(&mut self, owner: pg_sys::Oid) {
+        if self.acting.as_ref().is_some_and(|acting| acting.owner == owner) {
+            return;
+        }
+        self.act_as_oneself();
+        self.identity.act_as(owner);
+        // SAFETY: a plain call; the level ends in `act_as_oneself`, or with the transaction that an error aborts.
+        let settings = unsafe { pg_sys::NewGUCNestLevel() };
+        self.acting = Some(Acting { owner, settings });
+    }
+
+    /// The end of that. Settings that the owner's code has changed are put back: they are not for the next owner's rows.
+    fn act_as_oneself(&mut self) {
+        if let Some(acting) = self.acting.take() {
+            // SAFETY: the level that `act_as` opened.
+            unsafe { pg_sys::AtEOXact_GUC(false, acting.settings) };
             self.identity.restore();
         }
-        // SAFETY: inside a transaction.
-        unsafe { self.session.targets.get(frame) }
     }
 
     /// The table with that id, opened if it was not, with its owner being who acts.
@@ -124,11 +150,7 @@ impl<'s> Writer<'s> {
                 index
             }
         };
-        let owner = self.tables[index].target.owner;
-        if self.acting != Some(owner) {
-            self.identity.act_as(owner);
-            self.acting = Some(owner);
-        }
+        self.act_as(self.tables[index].target.owner);
         Ok(index)
     }
 
@@ -136,6 +158,7 @@ impl<'s> Writer<'s> {
         // A second look is enough: the first has locked the table, so nobody changes it any more.
         loop {
             let target = self.target(id)?;
+            self.act_as(target.owner);
             // SAFETY: inside a transaction with a snapshot; closed by `finish`.
             if let Some(table) = unsafe { Table::open(target)? } {
                 self.tables.push(table);
@@ -167,10 +190,10 @@ impl<'s> Writer<'s> {
         let entries = std::mem::take(&mut self.progress.truncates);
         for group in entries.chunk_by(|a, b| a.restart_identity == b.restart_identity) {
             let targets = group.iter().map(|entry| self.target(entry.relation)).collect::<Result<Vec<_>>>()?;
+            self.act_as(targets[0].owner);
             // SAFETY: inside a transaction with a snapshot, the tables were closed above.
-            unsafe { truncate(&targets, group[0].restart_identity, self.identity)? };
-            self.identity.restore();
-            self.acting = None;
+            unsafe { truncate(&targets, group[0].restart_identity)? };
+            self.act_as_oneself();
         }
         Ok(())
     }
@@ -189,7 +212,7 @@ impl<'s> Writer<'s> {
                 let statement: *mut pg_sys::ConstraintsSetStmt = node(pg_sys::NodeTag::T_ConstraintsSetStmt);
                 (*statement).constraints = pg_sys::lappend(std::ptr::null_mut(), constraint.cast());
                 (*statement).deferred = false;
-                self.identity.act_as(deferrable.owner);
+                self.act_as(deferrable.owner);
                 pg_sys::AfterTriggerSetState(statement);
             }
         }

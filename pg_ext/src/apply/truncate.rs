@@ -5,7 +5,6 @@ use std::rc::Rc;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use crate::apply::own::Identity;
 use crate::apply::relation::Target;
 use crate::apply::table::{fires_on_apply, list_cells};
 use crate::errors::{Failure, Result};
@@ -24,8 +23,8 @@ unsafe extern "C-unwind" {
 /// further is emptied here: a table only of this node that refers to one of them makes this an error.
 ///
 /// # Safety
-/// Inside a transaction with an active snapshot; none of the tables is open.
-pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool, identity: Identity) -> Result<()> {
+/// Inside a transaction with an active snapshot, acting as the first table's owner; none of the tables is open.
+pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) -> Result<()> {
     let Some(first) = targets.first() else { return Ok(()) };
     let (mut rels, mut relids) = (std::ptr::null_mut(), std::ptr::null_mut());
     let mut seen = Vec::new();
@@ -58,7 +57,6 @@ pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool, id
             )
             .hint("Give the tables one owner, or let these triggers not fire in replica sessions."));
         }
-        identity.act_as(first.owner);
         let restrict = pg_sys::DropBehavior::DROP_RESTRICT;
         #[cfg(feature = "pg15")]
         pg_sys::ExecuteTruncateGuts(rels, relids, std::ptr::null_mut(), restrict, restart_identity);
