@@ -12,7 +12,7 @@ use crate::apply::own::Identity;
 use crate::apply::relation::Target;
 use crate::apply::session::Session;
 use crate::apply::table::{Deferrable, Table, node};
-use crate::apply::truncate::truncate;
+use crate::apply::truncate::{has_sequences, truncate};
 use crate::errors::{Failure, Result};
 
 /// What is known of a transaction so far: all that lasts from chunk to chunk.
@@ -187,14 +187,29 @@ impl<'s> Writer<'s> {
             return Ok(());
         }
         self.close_tables();
-        let entries = std::mem::take(&mut self.progress.truncates);
-        for group in entries.chunk_by(|a, b| a.restart_identity == b.restart_identity) {
-            let targets = group.iter().map(|entry| self.target(entry.relation)).collect::<Result<Vec<_>>>()?;
-            self.act_as(targets[0].owner);
-            // SAFETY: inside a transaction with a snapshot, the tables were closed above.
-            unsafe { truncate(&targets, group[0].restart_identity)? };
-            self.act_as_oneself();
+        let mut together: Vec<Rc<Target>> = Vec::new();
+        let mut restart = None;
+        for entry in std::mem::take(&mut self.progress.truncates) {
+            let target = self.target(entry.relation)?;
+            // A table without sequences says nothing of its statement.
+            // SAFETY: inside a transaction.
+            let wanted = unsafe { has_sequences(&target) }.then_some(entry.restart_identity);
+            if restart.is_some() && wanted.is_some() && restart != wanted {
+                self.truncate_together(&together, restart)?;
+                together.clear();
+                restart = None;
+            }
+            restart = restart.or(wanted);
+            together.push(target);
         }
+        self.truncate_together(&together, restart)
+    }
+
+    fn truncate_together(&mut self, targets: &[Rc<Target>], restart: Option<bool>) -> Result<()> {
+        self.act_as(targets[0].owner);
+        // SAFETY: inside a transaction with a snapshot, with no table open.
+        unsafe { truncate(targets, restart.unwrap_or(false))? };
+        self.act_as_oneself();
         Ok(())
     }
 

@@ -70,6 +70,15 @@ pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) ->
     Ok(())
 }
 
+/// Whether RESTART IDENTITY means anything for the table.
+///
+/// # Safety
+/// Inside a transaction.
+pub(crate) unsafe fn has_sequences(target: &Target) -> bool {
+    // SAFETY: as the caller promises; the result is a list of its own, or null.
+    unsafe { !pg_sys::getOwnedSequences(target.relid).is_null() }
+}
+
 /// Whether the table has triggers on TRUNCATE that fire here, other than our own.
 unsafe fn has_user_triggers(rel: pg_sys::Relation) -> bool {
     // SAFETY: the relation is open; its triggers are an array of `numtriggers`.
