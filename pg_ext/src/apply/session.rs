@@ -39,7 +39,7 @@ thread_local! {
 }
 
 /// What text in the stream is written under, and what must not disturb applying. Set below permission checks.
-const SETTINGS: [(&CStr, &CStr); 13] = [
+const SETTINGS: [(&CStr, &CStr); 14] = [
     (c"session_replication_role", c"replica"),
     (c"synchronous_commit", c"off"),
     (c"default_transaction_isolation", c"read committed"),
@@ -50,6 +50,7 @@ const SETTINGS: [(&CStr, &CStr); 13] = [
     (c"TimeZone", c"UTC"),
     (c"lc_monetary", c"C"),
     (c"xmloption", c"content"),
+    (c"array_nulls", c"on"),
     (c"statement_timeout", c"0"),
     (c"idle_in_transaction_session_timeout", c"0"),
     (c"idle_session_timeout", c"0"),
