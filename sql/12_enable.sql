@@ -92,6 +92,7 @@ begin
     -- So that DROP EXTENSION takes the triggers with it and leaves the tables as they were.
     execute format('alter trigger "00_duplex_capture" on %s depends on extension pg_duplex', relation);
     execute format('alter trigger "00_duplex_capture_truncate" on %s depends on extension pg_duplex', relation);
+    perform duplex.guard_partitions(relation);
 end
 $$;
 comment on function duplex.enable(regclass) is
@@ -111,6 +112,7 @@ begin
     end if;
     execute format('drop trigger if exists "00_duplex_capture" on %s', relation);
     execute format('drop trigger if exists "00_duplex_capture_truncate" on %s', relation);
+    perform duplex.unguard_partitions();
 end
 $$;
 comment on function duplex.disable(regclass) is

@@ -13,7 +13,8 @@ use crate::apply::value::Arena;
 use crate::errors::{Failure, Result};
 
 /// Our own triggers, which would only find out that this session is replication.
-const CAPTURE_TRIGGERS: [&CStr; 2] = [c"00_duplex_capture", c"00_duplex_capture_truncate"];
+const CAPTURE_TRIGGERS: [&CStr; 3] =
+    [c"00_duplex_capture", c"00_duplex_capture_truncate", c"00_duplex_before_truncate"];
 
 /// A constraint whose triggers may wait until the transaction's end, where they would not run as the table's owner.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
+//! | `truncated` | which partitioned tables a TRUNCATE names |
 //! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
 //! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
 //! | `replaced` | the version of the row that a change replaces |
@@ -18,6 +19,7 @@ mod settings;
 mod spill;
 mod transaction;
 mod trigger;
+mod truncated;
 mod types;
 
 /// Registers the callbacks; called from `_PG_init`.

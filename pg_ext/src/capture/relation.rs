@@ -251,7 +251,8 @@ unsafe extern "C-unwind" {
     fn get_partition_ancestors(relid: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
-fn root_of(relation: &pg_sys::RelationData) -> pg_sys::Oid {
+/// The partitioned table that a partition is of in the end; any other table itself.
+pub(super) fn root_of(relation: &pg_sys::RelationData) -> pg_sys::Oid {
     // SAFETY: the relation is open. The guard turns an ERROR into a panic, and nothing in it has a destructor.
     unsafe {
         if !(*relation.rd_rel).relispartition {

@@ -12,7 +12,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::encode::{self, Scratch};
 use super::relation::{self, Table};
-use super::{replaced, transaction};
+use super::{replaced, transaction, truncated};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
 
@@ -52,7 +52,7 @@ pub unsafe extern "C-unwind" fn duplex_capture_row(call: pg_sys::FunctionCallInf
     pg_sys::Datum::from(0)
 }
 
-/// `duplex.capture_truncate()`: AFTER TRUNCATE, for each statement.
+/// `duplex.capture_truncate()`: AFTER TRUNCATE, for each statement; BEFORE it too where there are partitions.
 ///
 /// # Safety
 /// As [`duplex_capture_row`].
@@ -66,18 +66,19 @@ pub unsafe extern "C-unwind" fn duplex_capture_truncate(call: pg_sys::FunctionCa
     pg_sys::Datum::from(0)
 }
 
-/// The trigger's data, if this is a call by a trigger of the right kind.
-unsafe fn trigger_data<'a>(call: pg_sys::FunctionCallInfo, level: u32) -> Result<&'a pg_sys::TriggerData> {
-    const SHAPE: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+/// What of an event says for what and when a trigger fires.
+const SHAPE: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+
+/// The trigger's data, if this is a call by a trigger.
+unsafe fn trigger_data<'a>(call: pg_sys::FunctionCallInfo) -> Result<&'a pg_sys::TriggerData> {
     // SAFETY: the call is valid, so its context is null or a node, and a TriggerData node is what it says.
-    let data = unsafe {
+    unsafe {
         let context = (*call).context;
         match context.as_ref() {
-            Some(node) if node.type_ == pg_sys::NodeTag::T_TriggerData => &*context.cast::<pg_sys::TriggerData>(),
-            _ => return Err(misused()),
+            Some(node) if node.type_ == pg_sys::NodeTag::T_TriggerData => Ok(&*context.cast::<pg_sys::TriggerData>()),
+            _ => Err(misused()),
         }
-    };
-    if data.tg_event & SHAPE == level | pg_sys::TRIGGER_EVENT_AFTER { Ok(data) } else { Err(misused()) }
+    }
 }
 
 fn misused() -> Failure {
@@ -90,7 +91,10 @@ fn misused() -> Failure {
 unsafe fn row(call: pg_sys::FunctionCallInfo) -> Result<()> {
     // SAFETY: as the caller promises; the relation is open while its trigger runs.
     let (data, relation) = unsafe {
-        let data = trigger_data(call, pg_sys::TRIGGER_EVENT_ROW)?;
+        let data = trigger_data(call)?;
+        if data.tg_event & SHAPE != pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_AFTER {
+            return Err(misused());
+        }
         (data, &*data.tg_relation)
     };
     let table = relation::lookup(relation)?;
@@ -224,19 +228,28 @@ unsafe fn is_changed_again(header: pg_sys::HeapTupleHeader) -> bool {
 }
 
 unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
-    // SAFETY: as the caller promises; the relation is open while its trigger runs.
-    let relation = unsafe { &*trigger_data(call, 0)?.tg_relation };
-    // SAFETY: an open relation has its row of pg_class.
-    if unsafe { (*relation.rd_rel).relispartition } {
-        return Err(Failure::new(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "a single partition of a replicated table cannot be truncated",
-        )
-        .hint("Use DELETE, or truncate the whole partitioned table."));
+    // SAFETY: as the caller promises; the relation is open while its trigger runs, and has its row of pg_class.
+    let (data, relation, is_partition) = unsafe {
+        let data = trigger_data(call)?;
+        let relation = &*data.tg_relation;
+        (data, relation, (*relation.rd_rel).relispartition)
+    };
+    match (data.tg_event & SHAPE, is_partition) {
+        (pg_sys::TRIGGER_EVENT_BEFORE, _) => {
+            truncated::announce((!is_partition).then_some(relation.rd_id));
+            Ok(())
+        }
+        // Its rows are among those of the whole table, which is captured.
+        (pg_sys::TRIGGER_EVENT_AFTER, true) => truncated::check_partition(relation::root_of(relation)),
+        (pg_sys::TRIGGER_EVENT_AFTER, false) => {
+            truncated::over();
+            let table = relation::lookup(relation)?;
+            let restart_identity = restarted_identity(relation.rd_id);
+            let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity });
+            transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))
+        }
+        _ => Err(misused()),
     }
-    let table = relation::lookup(relation)?;
-    let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity: restarted_identity(relation.rd_id) });
-    transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))
 }
 
 /// Whether the TRUNCATE that is running was told RESTART IDENTITY.
