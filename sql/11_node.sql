@@ -63,7 +63,8 @@ begin
     end if;
     insert into duplex.peer_registry (name) values (add_peer.name);
 exception when unique_violation then
-    raise exception 'node "%" is a peer already', add_peer.name using errcode = 'duplicate_object';
+    raise exception 'node "%" is a peer already', add_peer.name
+        using errcode = 'duplicate_object', hint = 'The view duplex.peers lists them.';
 end
 $$;
 comment on function duplex.add_peer(text) is

@@ -10,10 +10,10 @@ declare
 begin
     if c.relkind not in ('r', 'p') then
         sqlstate := '42809';
-        message := format('%s is a %s, not a table', relation, case c.relkind
-            when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
-            when 'S' then 'sequence' when 'i' then 'index' when 'I' then 'partitioned index'
-            when 'c' then 'composite type' else 'TOAST table' end);
+        message := format('%s is %s, not a table', relation, case c.relkind
+            when 'v' then 'a view' when 'm' then 'a materialized view' when 'f' then 'a foreign table'
+            when 'S' then 'a sequence' when 'i' then 'an index' when 'I' then 'a partitioned index'
+            when 'c' then 'a composite type' else 'a TOAST table' end);
         hint := 'Only ordinary and partitioned tables can be replicated.';
         return next;
     elsif c.relpersistence <> 'p' then
@@ -37,11 +37,14 @@ begin
     elsif not exists (
         select from pg_index i
         where i.indrelid = relation and i.indisvalid and i.indimmediate
-          and (case when c.relreplident = 'i' then i.indisreplident else i.indisprimary end))
+          -- Partitions, which rows are captured in, do not inherit a replica identity.
+          and (case when c.relreplident = 'i' and c.relkind = 'r' then i.indisreplident else i.indisprimary end))
     then
         sqlstate := '55000';
         message := format('%s has no usable key', relation);
-        hint := case when c.relreplident = 'i'
+        hint := case when c.relkind = 'p'
+            then 'Add a primary key that is not deferrable: a partitioned table is known by nothing else.'
+            when c.relreplident = 'i'
             then 'Its replica identity index is gone: set another, or "replica identity default" with a primary key.'
             else 'Add a primary key that is not deferrable, or name a unique index on columns that are not null with '
                  '"alter table … replica identity using index".' end;
@@ -127,7 +130,8 @@ declare
     relation regclass;
 begin
     if schema is null then
-        raise exception 'schema "%" does not exist', enable_schema.name using errcode = 'invalid_schema_name';
+        raise exception 'schema "%" does not exist', enable_schema.name
+            using errcode = 'invalid_schema_name', hint = 'Give its name as it is, without quotes.';
     end if;
     -- All or none: a table that was passed over would be missed only when its rows are.
     select string_agg(format('%s (%s)', u.message, u.hint), E'\n' order by c.relname) into unfit
