@@ -36,7 +36,7 @@ pub(crate) fn forget_chunks() {
 /// `call duplex.apply_batch(records, offsets)`: applies whole transactions, hellos and heartbeats, each of them committed
 /// together with its offset. An error ends the batch; what came before stays.
 #[pg_extern(sql = "")]
-fn apply_batch(records: Array<'_, &[u8]>, offsets: Array<'_, i64>, fcinfo: pg_sys::FunctionCallInfo) {
+fn apply_batch(records: Option<Array<'_, &[u8]>>, offsets: Option<Array<'_, i64>>, fcinfo: pg_sys::FunctionCallInfo) {
     // SAFETY: the server passes a valid structure.
     if !unsafe { may_commit(fcinfo) } {
         Failure::new(
@@ -45,6 +45,10 @@ fn apply_batch(records: Array<'_, &[u8]>, offsets: Array<'_, i64>, fcinfo: pg_sy
         )
         .raise();
     }
+    // A procedure cannot be strict.
+    let (Some(records), Some(offsets)) = (records, offsets) else {
+        Failure::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "neither records nor offsets may be null").raise()
+    };
     if records.len() != offsets.len() {
         Failure::new(PgSqlErrorCode::ERRCODE_ARRAY_ELEMENT_ERROR, "there must be one offset for each record").raise();
     }
