@@ -1,17 +1,30 @@
 //! The suite: what pg_duplex must show, on real PostgreSQL clusters, a real Kafka and real relays. One module a subject;
 //! the lab (`tests/lab`) says how a test is written.
 
+mod calls;
 mod changes;
+mod constraints;
+mod declarations;
 mod draining;
 mod durable;
 mod echo;
+mod enabling;
 mod flush;
+mod hostile;
 mod lab;
 mod large;
 mod layouts;
+mod leaving;
 mod nested;
 mod outages;
+mod partitions;
+mod samples;
 mod savepoints;
+mod security;
+mod settings;
+mod shapes;
 mod statements;
+mod triggers;
 mod two_phase;
+mod types;
 mod whole;
