@@ -33,7 +33,15 @@ pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) ->
     unsafe {
         for target in targets {
             let lock = pg_sys::AccessExclusiveLock.cast_signed();
-            let members = guarded(|| find_all_inheritors(target.relid, lock, std::ptr::null_mut()));
+            let root = pg_sys::table_open(target.relid, lock);
+            // Partitions are the table; those who inherit otherwise are tables of their own, which may not be enabled.
+            let is_partitioned = (*(*root).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            pg_sys::table_close(root, pg_sys::NoLock.cast_signed());
+            let members = if is_partitioned {
+                guarded(|| find_all_inheritors(target.relid, lock, std::ptr::null_mut()))
+            } else {
+                pg_sys::lappend_oid(std::ptr::null_mut(), target.relid)
+            };
             for cell in list_cells(members) {
                 let relid = cell.oid_value;
                 if seen.contains(&relid) {
