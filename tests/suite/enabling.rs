@@ -93,7 +93,7 @@ async fn nodes_and_peers() -> Result<()> {
     let node = lab.node(0);
     let session = node.connect().await?;
     let own = node.name();
-    for bad in ["''", "'Upper'", "'a b'", "'-a'", "'ä'", "null", "'a.b'", &format!("repeat('x', 64)")] {
+    for bad in ["''", "'Upper'", "'a b'", "'-a'", "'ä'", "null", "'a.b'", "repeat('x', 64)"] {
         for function in ["create_node", "add_peer"] {
             let error = session.refuses("42602", &format!("select duplex.{function}({bad})")).await?;
             assert!(error.message().starts_with("invalid node name: ") && error.hint().is_some(), "{error}");

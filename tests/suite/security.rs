@@ -17,7 +17,7 @@ async fn load(session: &Session) -> Result<()> {
 }
 
 async fn origin(session: &Session) -> Result<String> {
-    Ok(session.one("select coalesce(current_setting('duplex.origin', true), '')").await?)
+    session.one("select coalesce(current_setting('duplex.origin', true), '')").await
 }
 
 #[tokio::test]
@@ -275,7 +275,11 @@ async fn an_owners_code_cannot_use_the_relays_rights() -> Result<()> {
     let lab = Lab::shared(2).await?;
     let [a, b] = lab.pair();
     let role = format!("mallory-{}", b.name());
-    a.exec("create table t (id int primary key, v int); create table other (id int primary key, n int[])").await?;
+    a.exec(
+        "create table t (id int primary key, v int); create table x (id int primary key, v int); \
+         create table other (id int primary key, n int[])",
+    )
+    .await?;
     b.exec(&format!(
         "create role \"{role}\" login; grant create on schema public to \"{role}\"; create table other (id int primary key, n int[])"
     ))
@@ -306,13 +310,19 @@ async fn an_owners_code_cannot_use_the_relays_rights() -> Result<()> {
              create constraint trigger deferred after insert on t deferrable initially deferred for each row
                  execute function by_trigger();
              create trigger replica_after after update on t for each row execute function by_trigger();
-             alter table t enable always trigger always_before, enable always trigger deferred, enable replica trigger replica_after;",
+             alter table t enable always trigger always_before, enable always trigger deferred, enable replica trigger replica_after;
+             create trigger emptied after truncate on t execute function by_trigger(); alter table t enable always trigger emptied;
+             create function per_row(n int) returns int language plpgsql immutable as
+             $$ begin perform public.spy('deferred check'); return n; end $$;
+             create table x (id int primary key, v int, exclude using btree (per_row(v) with =) deferrable initially deferred)",
         )
         .await?;
-    lab.enable(&["t", "other"]).await?;
+    lab.enable(&["t", "x", "other"]).await?;
     mallory.exec("truncate seen").await?;
     a.exec("begin; insert into t values (1, 1); update t set v = 2; insert into other values (1, '{1,null}'); commit")
         .await?;
+    a.exec("begin; insert into x values (1, 1), (2, 2); update x set v = 3 - v; commit").await?;
+    a.exec("begin; truncate t; insert into other values (3, '{null}'); commit").await?;
     lab.settled().await?;
     let seen = mallory.rows("select distinct place, who, may, problem from seen order by place").await?;
     for row in &seen {
@@ -320,13 +330,22 @@ async fn an_owners_code_cannot_use_the_relays_rights() -> Result<()> {
         assert_eq!(row[3].as_deref(), Some("42501"), "{row:?}");
     }
     let places: Vec<_> = seen.iter().filter_map(|row| row[0].as_deref()).collect();
-    for place in
-        ["always_before", "check", "default", "deferred", "index", "predicate", "replica_after", "volatile default"]
-    {
+    for place in [
+        "always_before",
+        "check",
+        "default",
+        "deferred",
+        "deferred check",
+        "emptied",
+        "index",
+        "predicate",
+        "replica_after",
+        "volatile default",
+    ] {
         assert!(places.contains(&place), "{place} did not run: {places:?}");
     }
     // A setting that it changed did not reach the next owner's rows.
-    assert_eq!(b.one("select n from other").await?, "{1,NULL}");
+    assert_eq!(b.one("select string_agg(n::text, '' order by id) from other").await?, "{1,NULL}{NULL}");
     a.exec("insert into other values (2, '{null,2}')").await?;
     lab.settled().await?;
     lab.assert_equal("other").await?;

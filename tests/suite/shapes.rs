@@ -256,3 +256,41 @@ async fn columns_go_by_name() -> Result<()> {
     lab.settled().await?;
     lab.assert_equal_except("t", &extra).await
 }
+
+/// Who inherits is a table of its own: it takes part if it is enabled, whatever is done through its parent.
+#[tokio::test]
+async fn inheritance() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    lab.create_everywhere(
+        "create table parent (id int primary key, v int);
+         create table child (w text, primary key (id)) inherits (parent);
+         create table loner (primary key (id)) inherits (parent)",
+        &["parent", "child"],
+    )
+    .await?;
+    lab.exec_everywhere("insert into loner values (100, 1)").await?;
+    a.exec("insert into parent values (1, 1), (2, 1); insert into child values (11, 1, 'x'), (12, 1, 'y')").await?;
+    lab.converges(&["parent", "child"]).await?;
+    b.exec("update parent set v = 2; delete from parent where id in (1, 11)").await?;
+    lab.settled().await?;
+    assert_eq!(a.one("select string_agg(id || ' ' || v, ', ' order by id) from parent").await?, "2 2, 12 2, 100 1");
+    b.exec("truncate parent").await?;
+    lab.settled().await?;
+    assert_eq!(a.one("select string_agg(id || ' ' || v, ', ' order by id) from parent").await?, "100 1");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tables_of_very_many_columns() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    let columns: Vec<String> = (0..1500).map(|i| format!("c{i} {}", ["int", "bool", "text"][i % 3])).collect();
+    lab.create_everywhere(&format!("create table t (id int primary key, {})", columns.join(", ")), &["t"]).await?;
+    a.exec("insert into t (id, c0, c1499, c1000) values (1, 7, 'last', false), (2, null, null, null)").await?;
+    lab.converges(&["t"]).await?;
+    b.exec("update t set c1499 = 'x', c0 = id; update t set id = 3 where id = 2").await?;
+    lab.converges(&["t"]).await?;
+    assert_eq!(a.one("select string_agg(id || c0::text || c1499, ' ' order by id) from t").await?, "11x 32x");
+    Ok(())
+}
