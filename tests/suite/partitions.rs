@@ -30,6 +30,7 @@ async fn rows_find_their_partition() -> Result<()> {
     b.exec("update p set v = 'root' where id % 5 = 0").await?;
     b.exec("update p_kr set v = 'middle' where id % 7 = 0; insert into p_kr values ('kr', 100, '2024-05-05', 'm')")
         .await?;
+    lab.settled().await?;
     a.exec("delete from p_kr_new_1 where id % 2 = 0; insert into p_rest values ('fr', 200, '2024-01-01', 'leaf')")
         .await?;
     lab.converges(&["p"]).await?;
@@ -38,6 +39,7 @@ async fn rows_find_their_partition() -> Result<()> {
         "update p set region = 'kr' where region = 'us'; update p_kr set at = '2020-01-01' where id between 20 and 40",
     )
     .await?;
+    lab.settled().await?;
     b.exec(
         "begin; update p set id = id + 1000 where region = 'kr'; update p set region = 'de' where id > 1050; commit",
     )

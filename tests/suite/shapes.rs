@@ -95,6 +95,7 @@ async fn generated_and_identity_columns_and_defaults() -> Result<()> {
     assert_eq!(a.one("select twice || up from g").await?, "10NAME");
     assert_eq!(b.one("select twice || up from g").await?, "15NAME");
     a.exec("update g set a = 6; update k set v = 'z' where key = 2; update k set a = 10 where key = 3").await?;
+    lab.settled().await?;
     b.exec("update g set name = 'b'; update i set v = v || id; delete from i where id = 1").await?;
     lab.converges(&["i", "d", "k"]).await?;
     lab.assert_equal_except("g", &["twice"]).await?;
