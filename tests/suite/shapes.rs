@@ -233,8 +233,8 @@ async fn columns_go_by_name() -> Result<()> {
     lab.assert_equal_except("t", &extra).await?;
     assert_eq!(b.one("select string_agg(concat(stamp, flag, extra), ' ' order by id) from t").await?, "1t 2t");
     // What only one side has is kept when the rest changes.
-    b.exec("begin; set local session_replication_role = replica; alter table t disable trigger duplex_capture;
-            update t set extra = 'own', flag = false where id = 1; alter table t enable always trigger duplex_capture; commit")
+    b.exec("begin; set local session_replication_role = replica; alter table t disable trigger \"00_duplex_capture\";
+            update t set extra = 'own', flag = false where id = 1; alter table t enable always trigger \"00_duplex_capture\"; commit")
         .await?;
     a.exec("update t set a = 'changed', e = null where id = 1; delete from t where id = 2").await?;
     lab.settled().await?;
