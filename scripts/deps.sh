@@ -13,19 +13,39 @@ need() {
   "$@" >/dev/null 2>&1 || packages+=("$package")
 }
 has_header() { echo "#include <$1>" | ${CC:-cc} -E -x c - ; }
-has_server() { ls /usr/lib/postgresql/*/bin/postgres || { [ -n "${PG_CONFIG:-}" ] && "$PG_CONFIG" --version; }; }
-has_libclang() { [ -n "${LIBCLANG_PATH:-}" ] || ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
-has_server_headers() {
-  local config=${PG_CONFIG:-}
-  [ -n "$config" ] || config=$(ls -d /usr/lib/postgresql/*/bin/pg_config | sort -V | tail -n 1)
-  [ -f "$("$config" --includedir-server)/postgres.h" ]
+# The newest server that pg_duplex builds for, of those installed as Debian does it; empty if there is none.
+newest_server() {
+  local major
+  for major in 18 17 16 15; do
+    if [ -x "/usr/lib/postgresql/$major/bin/postgres" ]; then
+      echo "$major"
+      return
+    fi
+  done
 }
+# The server to build for: the one that was named, else the newest, else what is in the path.
+server_config() {
+  if [ -n "${PG_CONFIG:-}" ]; then
+    echo "$PG_CONFIG"
+  elif [ -n "$newest" ]; then
+    echo "/usr/lib/postgresql/$newest/bin/pg_config"
+  else
+    echo pg_config
+  fi
+}
+# A pg_config alone is no server: the client library's packages have one, too.
+has_server() { [ -x "$("$(server_config)" --bindir)/postgres" ]; }
+has_server_headers() { [ -f "$("$(server_config)" --includedir-server)/postgres.h" ]; }
+has_libclang() { [ -n "${LIBCLANG_PATH:-}" ] || ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
 has_jdk() { java -version 2>&1 | grep -Eq 'version "(1[7-9]|[2-9][0-9])'; }
 # The version that Debian 12 has; another one is used if it is there already.
-newest=$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | cut -d/ -f5 | sort -V | tail -n 1)
+newest=$(newest_server)
 major=${newest:-15}
 
 need gcc command -v cc
+# librdkafka's build asks for a C++ compiler; gcc alone brings no headers of the C library either.
+need g++ command -v c++
+need libc6-dev has_header stdio.h
 need make command -v make
 need cmake command -v cmake
 need pkg-config command -v pkg-config
@@ -40,6 +60,7 @@ need libcurl4-openssl-dev has_header curl/curl.h
 need openjdk-17-jdk-headless has_jdk
 need maven command -v mvn
 need util-linux command -v setpriv
+need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 if [ ${#packages[@]} -gt 0 ]; then
   command -v apt-get >/dev/null || die "please install the counterparts of these Debian packages: ${packages[*]}"
@@ -53,6 +74,10 @@ if [ ${#packages[@]} -gt 0 ]; then
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" >&2
   }
   # The lists of a fresh image may be missing or old.
-  install_packages 2>/dev/null || { as_root apt-get update -q >&2 && install_packages; }
+  if ! install_packages; then
+    say "once more, with fresh lists of packages"
+    as_root apt-get update -q >&2
+    install_packages
+  fi
 fi
 command -v cargo >/dev/null || die "cargo is missing: install Rust from https://rustup.rs (rust-toolchain.toml picks the version)"

@@ -13,7 +13,8 @@ if ! ls "$home"/kafka_2.13-*.jar >/dev/null 2>&1; then
   try() { mvn -q -B -f tests/lab/kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$fresh" >&2; }
   try || { say "once more"; sleep 5; try; }
   chmod 755 "$fresh"
-  # Another run may have been faster; either copy is as good.
+  # Another run may have been faster; either copy is as good. A folder without the broker is what an older run left.
+  ls "$home"/kafka_2.13-*.jar >/dev/null 2>&1 || rm -rf "$home"
   mv -T "$fresh" "$home" 2>/dev/null || [ -d "$home" ]
 fi
 echo "$home"

@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 
 config=${PG_CONFIG:-}
 if [ -z "$config" ]; then
-  config=$(ls -d /usr/lib/postgresql/1[5-8]/bin/pg_config 2>/dev/null | sort -V | tail -n 1)
+  for major in 15 16 17 18; do
+    if [ -x "/usr/lib/postgresql/$major/bin/pg_config" ]; then config=/usr/lib/postgresql/$major/bin/pg_config; fi
+  done
   [ -n "$config" ] || config=$(command -v pg_config || true)
   [ -n "$config" ] || die "no pg_config found: run \`make deps\`, or say which one with PG_CONFIG=/path/to/pg_config"
 fi
