@@ -50,6 +50,10 @@ engine_stop() {
     local deadline=$((SECONDS + 30))
     while [ -d "/proc/$engine_pid" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   fi
+  # Docker keeps a mount of its own there, for the network namespace of containers on the host's network.
+  local mount
+  while read -r mount; do as_root umount "$mount" || true; done \
+    < <(awk -v folder="$engine/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r)
   as_root rm -rf "$engine"
   engine=''
 }
