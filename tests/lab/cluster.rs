@@ -50,7 +50,7 @@ fn server_user() -> Option<&'static str> {
     Uid::effective().is_root().then_some("postgres")
 }
 
-/// Folder of PostgreSQL's programs, from `$PG_CONFIG` or the newest one installed.
+/// Folder of PostgreSQL's programs, from `$PG_CONFIG`, or the newest one installed, or the one in `$PATH`.
 fn bindir() -> Result<PathBuf> {
     let config = match std::env::var("PG_CONFIG") {
         Ok(config) if !config.is_empty() => PathBuf::from(config),
@@ -58,9 +58,12 @@ fn bindir() -> Result<PathBuf> {
             .rev()
             .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")))
             .find(|path| path.exists())
-            .context("no PostgreSQL 15 to 18 found: run `make deps`, or set PG_CONFIG")?,
+            // Where scripts/pg-config.sh looks last, too.
+            .unwrap_or_else(|| PathBuf::from("pg_config")),
     };
-    let output = Command::new(&config).arg("--bindir").output().with_context(|| format!("{}", config.display()))?;
+    let output = Command::new(&config).arg("--bindir").output().with_context(|| {
+        format!("{}: is PostgreSQL 15 to 18 installed? `make deps`, or set PG_CONFIG", config.display())
+    })?;
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
@@ -273,6 +276,11 @@ impl Cluster {
     /// The cluster's name in its lab.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The folder of its programs.
+    pub fn programs(&self) -> &Path {
+        &self.bin
     }
 
     /// Its TCP port on the loopback interface.

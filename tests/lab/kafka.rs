@@ -1,6 +1,6 @@
 //! A real Apache Kafka: one process that is broker and controller (KRaft), or one that is there already.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,12 +46,20 @@ impl Kafka {
     /// # Errors
     /// If it does not start.
     pub async fn create(folder: Arc<Folder>) -> Result<Self> {
-        if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP_SERVERS")
-            && !bootstrap.is_empty()
-        {
-            return Ok(Self { bootstrap, own: None });
+        match Self::external() {
+            Some(bootstrap) => Ok(Self { bootstrap, own: None }),
+            None => Self::create_own(folder).await,
         }
-        Self::create_own(folder).await
+    }
+
+    /// Address of the broker that is to be used instead of a new one: `$KAFKA_BOOTSTRAP_SERVERS`.
+    pub fn external() -> Option<String> {
+        std::env::var("KAFKA_BOOTSTRAP_SERVERS").ok().filter(|bootstrap| !bootstrap.is_empty())
+    }
+
+    /// Whether it is the lab's own and ends with it.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// A new broker, whatever the environment says: for tests that stop it.
@@ -74,7 +82,7 @@ impl Kafka {
         }
     }
 
-    async fn start_new(folder: &Arc<Folder>, home: &std::path::Path) -> Result<Self> {
+    async fn start_new(folder: &Arc<Folder>, home: &Path) -> Result<Self> {
         let (broker, controller) = (ports::free()?, ports::free()?);
         let properties = home.join("kraft.properties");
         std::fs::write(
@@ -210,6 +218,11 @@ impl Kafka {
         own.folder.watch(server.pid());
         *own.server.lock().expect("no panic while it is held") = server;
         self.ready().await
+    }
+
+    /// Its log file, if it is the lab's own.
+    pub fn log(&self) -> Option<&Path> {
+        self.own.as_ref().map(|own| own.recipe.log.as_path())
     }
 
     /// The end of its log, for messages.

@@ -77,7 +77,9 @@ impl Builder {
         self
     }
 
-    /// Names of databases and nodes, as they are; names are made up if this is not called.
+    /// Names of databases and nodes, as they are; names are made up if this is not called. On a broker that outlives the
+    /// lab (`KAFKA_BOOTSTRAP_SERVERS`) a node's name gets a tag, because that broker may hold the stream of an earlier
+    /// lab's node of that name, which was another database.
     pub fn names(mut self, names: &[&str]) -> Self {
         self.names = names.iter().map(|&name| name.to_owned()).collect();
         self.nodes = names.len();
@@ -178,7 +180,11 @@ impl Builder {
     }
 
     async fn node(&self, i: usize, tag: &str, folder: &Arc<Folder>, shared: Option<&Shared>) -> Result<Node> {
-        let name = self.names.get(i).cloned().unwrap_or_else(|| format!("n{}-{tag}", i + 1));
+        let (database, name) = match self.names.get(i) {
+            Some(given) if self.own_kafka || Kafka::external().is_none() => (given.clone(), given.clone()),
+            Some(given) => (given.clone(), format!("{given}-{tag}")),
+            None => (format!("n{}-{tag}", i + 1), format!("n{}-{tag}", i + 1)),
+        };
         let cluster = match shared {
             Some(shared) if !self.own_clusters => shared.cluster(i).await?,
             _ => {
@@ -187,8 +193,8 @@ impl Builder {
                 Arc::new(Cluster::create(Arc::clone(folder), &plan).await?)
             }
         };
-        cluster.create_database(&name).await?;
-        Ok(Node { database: name.clone(), name, cluster, relay: None })
+        cluster.create_database(&database).await?;
+        Ok(Node { database, name, cluster, relay: None })
     }
 }
 
@@ -250,6 +256,16 @@ impl Lab {
         self.kafka.as_ref().expect("a lab with relays")
     }
 
+    /// Removes the nodes' topics from a broker that outlives the lab.
+    ///
+    /// # Errors
+    /// If Kafka does not answer.
+    pub async fn forget_topics(&self) -> Result<()> {
+        let Some(kafka) = self.kafka.as_ref().filter(|kafka| !kafka.is_own()) else { return Ok(()) };
+        let names: Vec<&str> = self.nodes.iter().map(Node::name).collect();
+        topic::remove(kafka, &names).await
+    }
+
     /// The lab's folder.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
@@ -295,6 +311,23 @@ impl Lab {
         let calls: Vec<String> =
             tables.iter().map(|table| format!("select duplex.enable({});", literal(table))).collect();
         self.exec_everywhere(&calls.concat()).await
+    }
+
+    /// Waits until every stream is being applied. Changes need no such wait: they are applied once it is so far.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn running(&self) -> Result<()> {
+        for node in &self.nodes {
+            let session = node.connect().await?;
+            until(&format!("{} to apply its peers' streams", node.name), PATIENCE, async || {
+                let others =
+                    session.rows("select name, state, reason from duplex.peers where state <> 'running'").await?;
+                Ok(when(others.is_empty(), format!("{others:?}\n{}", self.logs())))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Waits until all that was committed is published, and all that was published is applied on every peer.

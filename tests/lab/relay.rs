@@ -1,6 +1,6 @@
 //! A relay: the real binary, as a process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 
@@ -116,6 +116,16 @@ impl Relay {
     /// If it has ended.
     pub fn resume(&self) -> Result<()> {
         self.process()?.resume()
+    }
+
+    /// Its process id, if it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.process().ok().filter(|process| process.ended().is_none()).map(|process| process.pid())
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> &Path {
+        &self.recipe.log
     }
 
     /// The end of its log, for messages.

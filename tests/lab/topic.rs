@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use duplex_protocol::record::{Header, Kind, Record};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
@@ -91,6 +93,24 @@ pub async fn read(kafka: &Kafka, node: &str) -> Result<Vec<Stored>> {
         }
     })
     .await?
+}
+
+/// Removes nodes' topics; one that does not exist is as good as removed.
+///
+/// # Errors
+/// If Kafka does not answer.
+pub async fn remove(kafka: &Kafka, nodes: &[&str]) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
+    let topics: Vec<String> = nodes.iter().map(|node| name(node)).collect();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+    for removed in admin.delete_topics(&topics, &options).await? {
+        match removed {
+            Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+            Err((topic, code)) => bail!("removing topic {topic}: {code}"),
+        }
+    }
+    Ok(())
 }
 
 /// How many transactions a stream holds by the rules that every reader goes by: a record of an earlier generation is
