@@ -207,6 +207,17 @@ mod tests {
     }
 
     #[test]
+    fn properties_that_librdkafka_does_not_take_are_refused_without_showing_their_value() {
+        for (property, name) in
+            [("sasl.pasword=secret", "sasl.pasword"), ("socket.timeout.ms=secret", "socket.timeout.ms")]
+        {
+            let given = options(&["--database", "host=x", "--kafka", "k:1", "--kafka-property", property]);
+            let text = format!("{:#}", Settings::resolve(given).expect_err(property));
+            assert!(text.contains(name) && !text.contains("secret"), "{text}");
+        }
+    }
+
+    #[test]
     fn passwords_do_not_show() {
         let given = options(&[
             "--database",

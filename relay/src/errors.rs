@@ -214,7 +214,7 @@ fn kafka_code(code: Option<RDKafkaErrorCode>) -> (Policy, &'static str) {
         }
         Some(Code::SSL) => "TLS towards Kafka fails: check security.protocol and ssl.* properties",
         Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-            "Kafka refuses it: grant Describe, Create, Read and Write on topics duplex.*"
+            "Kafka refuses it: grant Describe, DescribeConfigs, Create, Read and Write on topics duplex.*"
         }
         Some(Code::MessageSizeTooLarge) => "raise max.message.bytes of the topic to 1 MiB",
         Some(Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend) => "too few of Kafka's replicas are in sync",

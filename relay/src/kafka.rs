@@ -54,12 +54,21 @@ impl Kafka {
     /// Takes the address and the properties that go to every client.
     ///
     /// # Errors
-    /// If a property is one that the relay's promises stand on.
+    /// If a property is one that the relay's promises stand on, or if librdkafka does not take it.
     pub fn new(bootstrap: String, properties: BTreeMap<String, String>) -> anyhow::Result<Self> {
         if let Some(name) = properties.keys().find(|name| OURS.contains(&name.as_str())) {
             bail!("Kafka property {name} cannot be set: each transaction once and in order depends on it");
         }
-        Ok(Self { bootstrap, properties, health: Arc::default() })
+        let kafka = Self { bootstrap, properties, health: Arc::default() };
+        for config in [kafka.client(&[]), kafka.producer(), kafka.consumer()] {
+            match config.create_native_config() {
+                Ok(_) => {}
+                // Its text would show the value, which may be a password.
+                Err(KafkaError::ClientConfig(_, reason, name, _)) => bail!("Kafka property {name}: {}", reason.trim()),
+                Err(err) => bail!("the Kafka properties are refused: {err}"),
+            }
+        }
+        Ok(kafka)
     }
 
     /// The brokers' addresses.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use duplex_relay::config::{Cli, Command, Settings};
+use duplex_relay::errors::Error;
 use duplex_relay::{commands, logs};
 
 /// How long destroying Kafka clients may hold up the end.
@@ -13,12 +14,26 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logs::start(cli.log_format);
+    // A service's end is a line of its log; a person's command says it in words.
+    let serves = matches!(cli.command, Command::Run);
     match start(cli) {
         Ok(code) => code,
         Err(err) => {
-            tracing::error!(error = %format_args!("{err:#}"), "duplex-relay ends");
+            if serves {
+                tracing::error!(error = %format_args!("{err:#}"), "duplex-relay ends");
+            } else {
+                eprintln!("error: {}", explained(&err));
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error of ours holds what is below it, and has advice.
+fn explained(err: &anyhow::Error) -> String {
+    match err.downcast_ref::<Error>() {
+        Some(ours) => format!("{ours}\nhint: {}", ours.treatment().1),
+        None => format!("{err:#}"),
     }
 }
 

@@ -20,6 +20,8 @@ mod leaving;
 mod nested;
 mod outages;
 mod partitions;
+mod relay_command;
+mod relay_tail;
 mod samples;
 mod savepoints;
 mod security;
