@@ -29,6 +29,10 @@ grant execute on function
     duplex.apply_position(),
     duplex.next_offset(text),
     duplex.apply_skip(bigint),
+    duplex.compare_table(jsonb),
+    duplex.described_columns(jsonb),
+    duplex.base_type(oid, integer),
+    duplex.type_label(text, text, integer),
     duplex.report_peer(text, text, text),
     duplex.report_error(text, bigint, text, text, text, text)
 to duplex_relay;

@@ -20,6 +20,7 @@ mod leaving;
 mod nested;
 mod outages;
 mod partitions;
+mod relay_check;
 mod relay_command;
 mod relay_tail;
 mod samples;

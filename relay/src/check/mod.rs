@@ -1,5 +1,7 @@
 //! What must be true before a relay can work, each with a line of advice.
 
+mod schemas;
+
 use std::fmt;
 
 use tokio_postgres::types::FromSqlOwned;
@@ -14,7 +16,7 @@ use crate::kafka::{Kafka, retention_advice, topic_of};
 const RECORD_BYTES: i64 = 600_000;
 
 /// The functions that the relay calls.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 12] = [
     "duplex.relay_info()",
     "duplex.drain_open(bigint)",
     "duplex.drain(integer, integer)",
@@ -24,6 +26,7 @@ const FUNCTIONS: [&str; 11] = [
     "duplex.apply_chunk(bytea, bigint)",
     "duplex.apply_position()",
     "duplex.apply_skip(bigint)",
+    "duplex.compare_table(jsonb)",
     "duplex.report_peer(text, text, text)",
     "duplex.report_error(text, bigint, text, text, text, text)",
 ];
@@ -81,14 +84,22 @@ impl fmt::Display for Finding {
 /// Looks at everything.
 pub async fn all(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let info = match Session::connect(settings, "check").await {
+    let (session, info) = match Session::connect(settings, "check").await {
         Err(err) => {
             findings.push(Finding::error(&err));
-            None
+            (None, None)
         }
-        Ok(session) => database(&session, settings, &mut findings).await,
+        Ok(session) => {
+            let info = database(&session, settings, &mut findings).await;
+            (Some(session), info)
+        }
     };
-    kafka(&settings.kafka, info.as_ref(), &mut findings).await;
+    let readable = kafka(&settings.kafka, info.as_ref(), &mut findings).await;
+    if let Some(session) = session {
+        for peer in readable {
+            schemas::compare(&session, &settings.kafka, &peer, &mut findings).await;
+        }
+    }
     findings
 }
 
@@ -129,10 +140,11 @@ async fn database(session: &Session, settings: &Settings, findings: &mut Vec<Fin
     }
     match value::<i64>(session, "select count(*) from duplex.tables").await {
         Some(0) => findings.push(Finding::note("no table takes part yet", "select duplex.enable('a_table')")),
+        Some(1) => findings.push(Finding::Fine("1 table takes part".to_owned())),
         Some(count) => findings.push(Finding::Fine(format!("{count} tables take part"))),
         None => {}
     }
-    peers_known(session, findings).await;
+    peer_states(session, findings).await;
     Some(info)
 }
 
@@ -155,28 +167,35 @@ async fn rights(session: &Session, findings: &mut Vec<Finding>) {
     });
 }
 
-/// What the peers' last hellos said, as far as this database has applied them.
-async fn peers_known(session: &Session, findings: &mut Vec<Finding>) {
+/// How applying the peers' streams went last.
+async fn peer_states(session: &Session, findings: &mut Vec<Finding>) {
     let sql = "select name, state, coalesce(reason, '') from duplex.peers order by name";
     let Ok(rows) = session.query(sql, &[]).await else { return };
     for row in rows {
         let (name, state, reason): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         findings.push(match state.as_str() {
-            "stopped" | "gap" => {
-                Finding::failure(format!("peer {name}: {state}: {reason}"), "select duplex.retry_peer when mended")
-            }
+            "stopped" => Finding::failure(
+                format!("peer {name}: stopped: {reason}"),
+                format!("remove the cause, then select duplex.retry_peer('{name}')"),
+            ),
+            "gap" => Finding::failure(
+                format!("peer {name}: gap: {reason}"),
+                format!("copy the tables, then select duplex.resync_peer('{name}', offset)"),
+            ),
+            "retrying" => Finding::note(format!("peer {name}: retrying: {reason}"), "it goes on by itself"),
             _ => Finding::Fine(format!("peer {name}: {state}")),
         });
     }
 }
 
-async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) {
+/// Returns the peers whose topics can be read.
+async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) -> Vec<String> {
     let own = info.map(|info| topic_of(&info.node));
     // Without a node any topic's name serves to see whether Kafka answers.
     match kafka.partitions(own.as_deref().unwrap_or("duplex.check")).await {
         Err(err) => {
             findings.push(Finding::error(&err));
-            return;
+            return Vec::new();
         }
         Ok(partitions) => {
             findings.push(Finding::Fine(format!("Kafka answers at {}", kafka.bootstrap())));
@@ -185,15 +204,20 @@ async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) 
             }
         }
     }
+    let mut readable = Vec::new();
     for peer in info.map(|info| info.peers.as_slice()).unwrap_or_default() {
         let topic = topic_of(peer);
         findings.push(match kafka.partitions(&topic).await {
-            Ok(Some(1)) => Finding::Fine(format!("peer's topic {topic}")),
+            Ok(Some(1)) => {
+                readable.push(peer.clone());
+                Finding::Fine(format!("peer's topic {topic} has 1 partition"))
+            }
             Ok(Some(found)) => Finding::error(&Error::TopicPartitions { topic, found }),
             Ok(None) => Finding::note(format!("peer's topic {topic} does not exist yet"), "start the peer's relay"),
             Err(err) => Finding::error(&err),
         });
     }
+    readable
 }
 
 async fn own_topic(kafka: &Kafka, topic: &str, partitions: Option<usize>, findings: &mut Vec<Finding>) {
