@@ -6,6 +6,7 @@ mod changes;
 mod constraints;
 mod declarations;
 mod demo;
+mod docs;
 mod draining;
 mod durable;
 mod echo;
