@@ -153,6 +153,90 @@ impl Cluster {
         session.exec(&format!("grant duplex_relay to {RELAY_ROLE}")).await
     }
 
+    /// Makes a physical standby of this cluster and starts it: it follows, asynchronously, and answers queries.
+    ///
+    /// # Errors
+    /// If any of that fails.
+    pub async fn standby(&self, name: &str) -> Result<Self> {
+        let home = self.folder.path().join(name);
+        std::fs::create_dir(&home)?;
+        let data = home.join("data");
+        let backup = self.bin.join("pg_basebackup");
+        let (backup, data_text, port) = (backup.to_string_lossy(), data.to_string_lossy(), self.port.to_string());
+        if let Some(user) = server_user() {
+            run(None, &["chown", user, &home.to_string_lossy()])?;
+        }
+        let target = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-D", &*data_text];
+        let options = ["--checkpoint=fast", "--no-sync", "-X", "stream"];
+        run(server_user(), &[&[&*backup], &target[..], &options[..]].concat()).context("copying a cluster")?;
+        let standby = Self {
+            name: name.to_owned(),
+            bin: self.bin.clone(),
+            sockets: home.clone(),
+            log: home.join("server.log"),
+            data,
+            port: ports::free()?,
+            folder: Arc::clone(&self.folder),
+            server: Mutex::new(None),
+            copying: tokio::sync::Mutex::new(()),
+        };
+        std::fs::write(&standby.log, "")?;
+        std::fs::write(standby.data.join("standby.signal"), "")?;
+        let settings = standby.data.join("postgresql.auto.conf");
+        let copied = std::fs::read_to_string(&settings)?;
+        let own = format!(
+            "port = '{}'\nunix_socket_directories = '{}'\nprimary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n",
+            standby.port,
+            home.to_string_lossy()
+        );
+        std::fs::write(&settings, copied + &own)?;
+        standby.start().await?;
+        Ok(standby)
+    }
+
+    /// Waits until this standby has replayed all that its primary has written by now.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn caught_up_with(&self, primary: &Self) -> Result<()> {
+        let end = primary.connect("postgres").await?.one("select pg_current_wal_lsn()").await?;
+        let session = self.connect("postgres").await?;
+        until("the standby to catch up", PATIENCE, async || {
+            let sql = format!("select pg_last_wal_replay_lsn() >= '{end}', pg_last_wal_replay_lsn()");
+            let row = session.rows(&sql).await?.into_iter().next().unwrap_or_default();
+            let text = |i: usize| row.get(i).cloned().flatten().unwrap_or_default();
+            Ok(crate::wait::when(text(0) == "t", format!("at {} of {end}", text(1))))
+        })
+        .await
+    }
+
+    /// Cuts this standby off from its primary: from now on it receives nothing more.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn cut_off(&self) -> Result<()> {
+        let session = self.connect("postgres").await?;
+        session.exec("alter system set primary_conninfo = ''").await?;
+        session.exec("select pg_reload_conf()").await?;
+        until("the WAL receiver to end", PATIENCE, async || {
+            let left = session.number("select count(*) from pg_stat_wal_receiver").await?;
+            Ok(crate::wait::when(left == 0, "it is there"))
+        })
+        .await
+    }
+
+    /// Promotes this standby: it takes writes.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn promote(&self) -> Result<()> {
+        let promoted = self.connect("postgres").await?.one("select pg_promote(true, 60)").await?;
+        if promoted != "t" {
+            bail!("{} was not promoted", self.name);
+        }
+        Ok(())
+    }
+
     /// Makes a database with the extension in it.
     ///
     /// # Errors

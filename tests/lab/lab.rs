@@ -266,6 +266,22 @@ impl Lab {
         topic::remove(kafka, &names).await
     }
 
+    /// Another broker beside the lab's, with nothing in it.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn another_kafka(&self) -> Result<Kafka> {
+        Kafka::create_own(Arc::clone(&self.folder)).await
+    }
+
+    /// A node's database is in another cluster from now on: a standby that was promoted. Its relay is to be started.
+    pub fn fail_over(&mut self, i: usize, cluster: Cluster) {
+        let node = &mut self.nodes[i];
+        node.cluster = Arc::new(cluster);
+        let url = node.relay_url();
+        node.relay = node.relay.take().map(|relay| relay.with("DUPLEX_DATABASE", &url));
+    }
+
     /// The lab's folder.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::cluster::{Cluster, RELAY_ROLE};
 use crate::relay::Relay;
 use crate::session::{Session, TextRow};
+use crate::{PATIENCE, until};
 
 /// A node of a lab.
 #[derive(Debug)]
@@ -131,6 +132,38 @@ impl Node {
             .collect();
         lines.sort_unstable();
         Ok(lines)
+    }
+
+    /// Waits until a peer's stream is in a state here, and returns the reason.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn stream_is(&self, peer: &str, state: &str) -> Result<String> {
+        let session = self.connect().await?;
+        let sql = format!(
+            "select state, coalesce(reason, '') from duplex.peers where name = {}",
+            crate::session::literal(peer)
+        );
+        until(&format!("the stream of {peer} on {} to be {state}", self.name), PATIENCE, async || {
+            let row = session.rows(&sql).await?.into_iter().next().context("no such peer")?;
+            let text = |i: usize| row[i].clone().unwrap_or_default();
+            Ok(if text(0) == state { Ok(text(1)) } else { Err(format!("{}: {}", text(0), text(1))) })
+        })
+        .await
+    }
+
+    /// Waits until a query gives this text.
+    ///
+    /// # Errors
+    /// The server's; at the deadline.
+    pub async fn shows(&self, sql: &str, text: &str) -> Result<()> {
+        let session = self.connect().await?;
+        until(&format!("{text} from {sql} on {}", self.name), PATIENCE, async || {
+            let row = session.rows(sql).await?.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+            let found = row.unwrap_or_default();
+            Ok(crate::wait::when(found == text, found))
+        })
+        .await
     }
 
     /// Captured transactions that Kafka has not acknowledged yet.

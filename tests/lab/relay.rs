@@ -66,6 +66,22 @@ impl Relay {
         Self { recipe, folder: Arc::clone(&self.folder), process: Mutex::new(None) }
     }
 
+    /// The same relay with another value in its environment: another Kafka, another database.
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let mut recipe = self.recipe.clone();
+        recipe.env.retain(|(known, _)| known != name);
+        recipe.env.push((name.to_owned(), value.to_owned()));
+        Self { recipe, folder: Arc::clone(&self.folder), process: Mutex::new(None) }
+    }
+
+    /// All of its log.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.recipe.log)?)
+    }
+
     /// Starts it (again).
     ///
     /// # Errors

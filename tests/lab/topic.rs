@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use duplex_protocol::record::{Header, Kind, Record};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use crate::Kafka;
+use crate::wait::when;
+use crate::{Kafka, PATIENCE, until};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,20 +97,87 @@ pub async fn read(kafka: &Kafka, node: &str) -> Result<Vec<Stored>> {
     .await?
 }
 
+fn admin(kafka: &Kafka) -> Result<AdminClient<DefaultClientContext>> {
+    Ok(kafka.client().create()?)
+}
+
+fn patient() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
+}
+
+/// Makes a node's topic before its relay does, with these settings on top of what a relay gives it.
+///
+/// # Errors
+/// Kafka's.
+pub async fn create(kafka: &Kafka, node: &str, settings: &[(&str, &str)]) -> Result<()> {
+    let topic = name(node);
+    let mut new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+    for (key, value) in settings {
+        new = new.set(key, value);
+    }
+    // A topic that was deleted a moment ago may still be on its way out.
+    until("the topic to be made", PATIENCE, async || {
+        let made = admin(kafka)?.create_topics([&new], &patient()).await?;
+        Ok(match made.into_iter().next() {
+            Some(Err((_, code))) => Err(code.to_string()),
+            _ => Ok(()),
+        })
+    })
+    .await
+}
+
 /// Removes nodes' topics; one that does not exist is as good as removed.
 ///
 /// # Errors
 /// If Kafka does not answer.
 pub async fn remove(kafka: &Kafka, nodes: &[&str]) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
     let topics: Vec<String> = nodes.iter().map(|node| name(node)).collect();
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
-    for removed in admin.delete_topics(&topics, &options).await? {
+    for removed in admin(kafka)?.delete_topics(&topics, &patient()).await? {
         match removed {
             Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
             Err((topic, code)) => bail!("removing topic {topic}: {code}"),
         }
+    }
+    Ok(())
+}
+
+/// Deletes a node's topic, and waits until it is gone.
+///
+/// # Errors
+/// Kafka's.
+pub async fn delete(kafka: &Kafka, node: &str) -> Result<()> {
+    let topic = name(node);
+    for deleted in admin(kafka)?.delete_topics(&[&topic], &patient()).await? {
+        deleted.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
+    }
+    until("the topic to be gone", PATIENCE, async || Ok(when(end(kafka, node).await? == 0, "it is there"))).await
+}
+
+/// Deletes a node's records below an offset.
+///
+/// # Errors
+/// Kafka's.
+pub async fn delete_records(kafka: &Kafka, node: &str, before: i64) -> Result<()> {
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset(&name(node), 0, Offset::Offset(before))?;
+    let deleted = admin(kafka)?.delete_records(&offsets, &patient()).await?;
+    for partition in deleted.elements() {
+        partition.error()?;
+    }
+    Ok(())
+}
+
+/// Writes records to a node's topic as they are.
+///
+/// # Errors
+/// Kafka's.
+pub async fn publish(kafka: &Kafka, node: &str, values: &[Vec<u8>]) -> Result<()> {
+    let producer: FutureProducer = kafka.client().create()?;
+    for value in values {
+        let topic = name(node);
+        let record = FutureRecord::<(), _>::to(&topic).partition(0).payload(value);
+        producer.send(record, TIMEOUT).await.map_err(|(err, _)| err)?;
     }
     Ok(())
 }
