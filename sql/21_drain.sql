@@ -20,3 +20,10 @@ create function duplex.drain_confirm(lsn bigint, xid bigint, topic_offset bigint
     as 'MODULE_PATHNAME', 'drain_confirm_wrapper';
 comment on function duplex.drain_confirm(bigint, bigint, bigint) is
     'Relay: Kafka has acknowledged everything up to and including this transaction.';
+
+create function duplex.drain_missing(xids bigint[], commit_ts bigint[])
+    returns setof boolean
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    as 'MODULE_PATHNAME', 'drain_missing_wrapper';
+comment on function duplex.drain_missing(bigint[], bigint[]) is
+    'Relay: of transactions found in the own topic, which ones this database never committed: it was promoted without them.';

@@ -7,7 +7,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 static ORIGIN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static TRANSACTION_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static QUEUE_SEGMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
-static QUEUE_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(-1);
+static QUEUE_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static QUEUE_FULL: GucSetting<QueueFull> = GucSetting::<QueueFull>::new(QueueFull::Warn);
 static MAX_CLOCK_SKEW: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
@@ -53,18 +53,18 @@ pub(crate) fn init() {
         GucFlags::UNIT_KB,
     );
     GucRegistry::define_int_guc(
-        c"duplex.queue_max_size",
+        c"duplex.queue_max_bytes",
         c"Size of the queue on disk beyond which duplex.queue_full applies.",
         c"-1 means no limit. The queue grows while Kafka or the relay is away.",
-        &QUEUE_MAX_SIZE,
+        &QUEUE_MAX_BYTES,
         -1,
         i32::MAX,
         GucContext::Sighup,
-        GucFlags::UNIT_MB,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_enum_guc(
         c"duplex.queue_full",
-        c"What happens to a transaction that finds the queue beyond duplex.queue_max_size.",
+        c"What happens to a transaction that finds the queue beyond duplex.queue_max_bytes.",
         c"warn: it commits with a warning; refuse: it fails.",
         &QUEUE_FULL,
         GucContext::Sighup,
@@ -104,15 +104,17 @@ pub(crate) fn transaction_buffer() -> usize {
     TRANSACTION_BUFFER.get() as usize * 1024
 }
 
-/// Bytes at which the queue moves on to its next table.
+/// Bytes at which the queue moves on to its next table: a part of its limit at most, or a queue that was full once
+/// could never be truncated below it.
 pub(crate) fn queue_segment_size() -> u64 {
-    QUEUE_SEGMENT_SIZE.get() as u64 * 1024
+    let segment = QUEUE_SEGMENT_SIZE.get() as u64 * 1024;
+    queue_limit().map_or(segment, |(limit, _)| segment.min(limit / 4))
 }
 
 /// Bytes that the queue may have on disk, and what happens beyond; `None` without a limit.
 pub(crate) fn queue_limit() -> Option<(u64, QueueFull)> {
-    let megabytes = u64::try_from(QUEUE_MAX_SIZE.get()).ok()?;
-    Some((megabytes << 20, QUEUE_FULL.get()))
+    let kilobytes = u64::try_from(QUEUE_MAX_BYTES.get()).ok()?;
+    Some((kilobytes << 10, QUEUE_FULL.get()))
 }
 
 /// The furthest that a peer's clock may run ahead, in microseconds.

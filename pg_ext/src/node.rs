@@ -32,6 +32,19 @@ impl Node {
     }
 }
 
+/// Makes sure that this server takes writes: on a standby what follows would fail in the middle, by other names.
+///
+/// # Errors
+/// 25006 on a standby.
+pub(crate) fn refuse_standby() -> Result<()> {
+    // SAFETY: reads shared memory.
+    if !unsafe { pg_sys::RecoveryInProgress() } {
+        return Ok(());
+    }
+    Err(Failure::new(PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION, "this server is a standby and takes no writes")
+        .hint("Give the relay the address of the primary, or promote this server."))
+}
+
 /// The replication origin under which a peer's changes are applied in this database.
 ///
 /// Replication origins belong to the whole cluster, so the name holds the database's oid: two databases of one cluster

@@ -21,6 +21,7 @@ mod leaving;
 mod nested;
 mod outages;
 mod partitions;
+mod queue_limit;
 mod relay_check;
 mod relay_command;
 mod relay_tail;

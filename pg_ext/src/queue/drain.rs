@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use duplex_protocol::record::{Header, Hello, Kind, Position};
 use pgrx::iter::{SetOfIterator, TableIterator};
-use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
+use pgrx::{Array, PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
 
 use super::page::RowHead;
 use super::pass::Pass;
@@ -19,7 +19,7 @@ use super::tables::{self, COUNT};
 use super::watermark::Watermarks;
 use super::{rotate, wal};
 use crate::errors::{Failure, OrRaise as _, Result};
-use crate::node::Node;
+use crate::node::{self, Node};
 
 /// Key of the advisory lock that the one active relay of a database holds, as (class, object).
 const DRAIN_LOCK: (i32, i32) = (0x6475_7078, 1);
@@ -28,6 +28,8 @@ const DRAIN_LOCK: (i32, i32) = (0x6475_7078, 1);
 const POLL_BUSY: Duration = Duration::from_millis(1);
 const POLL_IDLE: Duration = Duration::from_millis(4);
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// How often an idle drain sees whether a table can be truncated that could not be at the last confirm.
+const ROTATE_EVERY: Duration = Duration::from_secs(1);
 
 /// What this session has drained.
 #[derive(Debug)]
@@ -42,6 +44,7 @@ struct Drain {
     /// The newest transaction handed out, until it is confirmed.
     outstanding: Option<Position>,
     last_found: Instant,
+    last_rotated: Instant,
     heads: Vec<RowHead>,
 }
 
@@ -75,6 +78,20 @@ fn drain_confirm(lsn: i64, xid: i64, topic_offset: i64) {
     DRAIN.set(Some(drain));
 }
 
+#[pg_extern(sql = false)]
+fn drain_missing(xids: Array<'_, i64>, commit_ts: Array<'_, i64>) -> SetOfIterator<'static, bool> {
+    let next = wal::next_xid();
+    let missing: Vec<bool> = xids
+        .iter()
+        .zip(commit_ts.iter())
+        .map(|(xid, commit_ts)| match (xid, commit_ts) {
+            (Some(xid), Some(commit_ts)) => !wal::has_committed(xid as u64, commit_ts, next),
+            _ => false,
+        })
+        .collect();
+    SetOfIterator::new(missing)
+}
+
 fn take_drain() -> Result<Drain> {
     DRAIN.take().ok_or_else(|| {
         Failure::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "this session does not drain the queue")
@@ -84,6 +101,7 @@ fn take_drain() -> Result<Drain> {
 
 fn open(newest_generation: i64) -> Result<(String, i64, Option<i64>, Vec<u8>)> {
     DRAIN.set(None);
+    node::refuse_standby()?;
     let node = Node::load()?;
     let (class, object) = DRAIN_LOCK;
     let locked = Spi::get_one::<bool>(&format!("select pg_try_advisory_lock({class}, {object})"));
@@ -119,6 +137,7 @@ fn open(newest_generation: i64) -> Result<(String, i64, Option<i64>, Vec<u8>)> {
         watermarks: Watermarks::default(),
         outstanding: None,
         last_found: Instant::now(),
+        last_rotated: Instant::now(),
         heads: Vec::new(),
     }));
     Ok((node.name, state.generation, state.topic_offset, hello))
@@ -142,8 +161,16 @@ impl Drain {
         }
         if !records.is_empty() {
             wal::flush_all();
+        } else if self.outstanding.is_none() && self.last_rotated.elapsed() >= ROTATE_EVERY {
+            // A queue that is at its limit gets no more transactions, and so no more confirms that would do it.
+            self.rotate()?;
         }
         Ok(records)
+    }
+
+    fn rotate(&mut self) -> Result<()> {
+        self.last_rotated = Instant::now();
+        rotate::rotate(&self.segments, &self.previous, &mut self.heads)
     }
 
     fn wait_for_records(
@@ -212,10 +239,7 @@ impl Drain {
         }
         let current = self.pass.as_ref().map_or(&self.previous, |pass| &pass.current);
         state::save(&self.previous, current, position, topic_offset)?;
-        if finished {
-            rotate::rotate(&self.segments, &self.previous, &mut self.heads)?;
-        }
-        Ok(())
+        if finished { self.rotate() } else { Ok(()) }
     }
 
     /// All of the pass is confirmed: the next one starts from its snapshot.

@@ -7,7 +7,7 @@ use super::tables::Tables;
 use crate::errors::{Failure, Result};
 use crate::gucs::{self, QueueFull};
 
-/// Warns or refuses if the queue's tables are beyond `duplex.queue_max_size`. Costs nothing without a limit.
+/// Warns or refuses if the queue's tables are beyond `duplex.queue_max_bytes`. Costs nothing without a limit.
 ///
 /// What counts is the size on disk, published rows that are not truncated yet included: that is what fills a disk, and
 /// asking for it needs no look at rows.
@@ -21,8 +21,9 @@ pub(crate) fn check(tables: &Tables) -> Result<()> {
         return Ok(());
     }
     let message =
-        format!("the queue of pg_duplex has {} MB, and duplex.queue_max_size allows {} MB", size >> 20, limit >> 20);
-    let hint = "Look at duplex.queue_status, and whether the relay and Kafka are up.";
+        format!("the queue of pg_duplex has {} kB, and duplex.queue_max_bytes allows {} kB", size >> 10, limit >> 10);
+    let hint = "What is captured waits for the relay and Kafka: see duplex.queue_status and whether both are up, or raise \
+                duplex.queue_max_bytes.";
     match policy {
         QueueFull::Warn => {
             pgrx::ereport!(

@@ -33,6 +33,54 @@ pub(crate) fn commit_timestamp(xid: u64) -> Result<Timestamp> {
     .hint("Set track_commit_timestamp = on and restart the server; never switch it off while tables are enabled."))
 }
 
+/// The full transaction id to come.
+pub(crate) fn next_xid() -> u64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::ReadNextFullTransactionId().value }
+}
+
+/// Whether this database itself committed that transaction: the same id at the very same time. After a promotion ids
+/// that the old primary had used are given out again, so the id alone does not tell. `next` is the id to come.
+///
+/// A transaction whose commit timestamp was forgotten is older than what a promotion can have lost.
+pub(crate) fn has_committed(xid: u64, at: Timestamp, next: u64) -> bool {
+    const HALF: u64 = 1 << 31;
+    if xid >= next {
+        return false;
+    }
+    let (mut timestamp, mut origin) = (0, 0);
+    // SAFETY: a look-up with two places to write to; the id is one that was given out, and no further back than half
+    // of the 32-bit space.
+    let kept = next - xid < HALF
+        && unsafe { pg_sys::TransactionIdGetCommitTsData((xid as u32).into(), &mut timestamp, &mut origin) };
+    if kept {
+        return timestamp == at;
+    }
+    // SAFETY: as above; a look-up of the oldest id whose timestamp is kept.
+    let oldest = unsafe { oldest_kept(next) };
+    oldest.is_none_or(|oldest| xid < oldest)
+}
+
+/// The oldest transaction id whose commit timestamp the server still has.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn oldest_kept(next: u64) -> Option<u64> {
+    // SAFETY: shared memory that the server keeps for its whole life; one aligned word, read as the server's own
+    // monitoring reads it.
+    let oldest: u32 = unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let variables = pg_sys::ShmemVariableCache;
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        let variables = pg_sys::TransamVariables;
+        (*variables).oldestCommitTsXid.into()
+    };
+    (oldest != 0).then(|| {
+        let distance = (next as u32).wrapping_sub(oldest);
+        next - u64::from(distance)
+    })
+}
+
 /// Flushes all WAL written so far.
 ///
 /// A transaction committed with `synchronous_commit = off` is visible before it is durable. What goes to Kafka must be
