@@ -5,15 +5,20 @@ create table duplex.node (
     singleton  boolean     primary key default true check (singleton),
     name       text        not null,
     node_id    uuid        not null default gen_random_uuid(),
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    error_policy text      not null default 'stop' check (error_policy in ('stop', 'park')),
+    kafka_cluster text
 );
 comment on table duplex.node is 'This database as a node: one row, written by duplex.create_node.';
+comment on column duplex.node.error_policy is 'What becomes of a change that cannot be applied, for tables that have no policy of their own.';
+comment on column duplex.node.kafka_cluster is 'The Kafka cluster that this node publishes to; null before the first time.';
 
 create table duplex.table_registry (
     relid         oid         primary key,
     resolution    text        not null default 'last_update_wins',
     delta_columns name[]      not null default '{}',
-    enabled_at    timestamptz not null default now()
+    enabled_at    timestamptz not null default now(),
+    error_policy  text        check (error_policy in ('stop', 'park'))
 );
 comment on table duplex.table_registry is 'Tables that take part, by oid. Partitions are covered by their root.';
 
@@ -29,26 +34,76 @@ create table duplex.peer_registry (
         check (state in ('waiting', 'running', 'retrying', 'stopped', 'gap')),
     reason           text,
     skip_next        boolean     not null default false,
-    state_changed_at timestamptz not null default now()
+    state_changed_at timestamptz not null default now(),
+    hello_offset     bigint,
+    kafka_cluster    text,
+    start_offset     bigint
 );
 comment on table duplex.peer_registry is 'Nodes whose streams are applied here, and how that is going.';
 comment on column duplex.peer_registry.node_id is 'The identity in the peer''s newest hello; another one later is another database.';
+comment on column duplex.peer_registry.hello_offset is 'Where the peer''s newest hello is in its topic: what stands there proves that the topic is the same.';
+comment on column duplex.peer_registry.kafka_cluster is 'The Kafka cluster that holds the stream.';
+comment on column duplex.peer_registry.start_offset is 'An operator said where the stream goes on; taken up when it is opened next.';
 comment on column duplex.peer_registry.skip_next is 'An operator said to leave out the transaction at which the stream stopped.';
 comment on column duplex.peer_registry.generation is 'The newest take-over of the stream; records of an earlier one that come later are void.';
 
 create table duplex.apply_errors (
-    id          bigint      generated always as identity primary key,
-    happened_at timestamptz not null default now(),
-    peer        text        not null,
-    topic_offset bigint     not null,
-    sqlstate    text        not null,
-    message     text        not null,
-    detail      text,
-    hint        text,
-    resolution  text,
-    resolved_at timestamptz
+    id           bigint      generated always as identity primary key,
+    happened_at  timestamptz not null default now(),
+    peer         text        not null,
+    topic_offset bigint      not null,
+    xid          bigint,
+    ordinal      integer,
+    operation    text,
+    table_name   text,
+    key          jsonb,
+    new_row      jsonb,
+    sqlstate     text        not null,
+    message      text        not null,
+    detail       text,
+    hint         text,
+    resolution   text        check (resolution in ('retried', 'passed', 'change skipped', 'transaction skipped', 'resynced',
+                                                   'parked', 'applied', 'dropped', 'truncated')),
+    resolved_at  timestamptz,
+    resolved_by  text
 );
-comment on table duplex.apply_errors is 'Errors that stopped a peer''s stream, newest last.';
+comment on table duplex.apply_errors is 'Changes that could not be applied, newest last, and what became of each.';
+comment on column duplex.apply_errors.topic_offset is 'Kafka offset of the transaction''s first record.';
+comment on column duplex.apply_errors.xid is 'The transaction, by its id on its own node.';
+comment on column duplex.apply_errors.ordinal is 'Number of the change in its transaction, from 1; null where the transaction as a whole failed.';
+comment on column duplex.apply_errors.resolution is 'What became of it; null as long as the stream stands still at it.';
+comment on column duplex.apply_errors.resolved_by is 'Who decided so.';
+create index on duplex.apply_errors (peer, topic_offset) where resolution is null or resolution = 'change skipped';
+
+create table duplex.parked (
+    id           bigint      generated always as identity primary key,
+    error_id     bigint      not null,
+    peer         text        not null,
+    topic_offset bigint      not null,
+    xid          bigint      not null,
+    ordinal      integer     not null,
+    commit_ts    timestamptz not null,
+    operation    text        not null,
+    table_name   text        not null,
+    key          jsonb       not null,
+    change       bytea       not null,
+    waits        boolean     not null,
+    attempts     integer     not null default 0,
+    parked_at    timestamptz not null default now(),
+    due_at       timestamptz not null default now(),
+    sqlstate     text,
+    message      text,
+    detail       text,
+    hint         text
+);
+comment on table duplex.parked is 'Changes that wait until they can be applied: those that failed, and later ones of the same keys.';
+comment on column duplex.parked.error_id is 'Its row of duplex.apply_errors.';
+comment on column duplex.parked.commit_ts is 'When its transaction committed on its own node: with peer the version that the row will have.';
+comment on column duplex.parked.change is 'The change as it came: the descriptor of its table, the nodes that it refers to, and itself.';
+comment on column duplex.parked.waits is 'It did not fail itself: it waits behind an earlier one of the same key.';
+comment on column duplex.parked.due_at is 'When it is tried again.';
+create index on duplex.parked using hash (key);
+create index on duplex.parked (peer, due_at);
 
 create table duplex.drain_state (
     singleton    boolean     primary key default true check (singleton),

@@ -13,7 +13,7 @@ $$;
 comment on function duplex.relay_info() is 'Who this node and its peers are; no row before duplex.create_node.';
 
 create function duplex.apply_open(peer text)
-    returns table (next_offset bigint, generation bigint, last_lsn bigint, last_xid bigint, node_id uuid)
+    returns table (next_offset bigint, generation bigint, hello_offset bigint, node_id uuid)
     language c strict volatile parallel unsafe
 as 'MODULE_PATHNAME', 'apply_open_wrapper';
 comment on function duplex.apply_open(text) is
@@ -36,6 +36,25 @@ create function duplex.apply_position() returns bigint
 as 'MODULE_PATHNAME', 'apply_position_wrapper';
 comment on function duplex.apply_position() is 'The offset of the peer''s stream that this marked session takes next.';
 
+create function duplex.apply_careful() returns void
+    language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'apply_careful_wrapper';
+comment on function duplex.apply_careful() is
+    'In a marked session: from now on each change in a subtransaction, until many transactions have gone well, to find the one that fails.';
+
+create function duplex.apply_failure()
+    returns table (error_id bigint, "offset" bigint, "ordinal" integer, operation text, table_name text)
+    language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'apply_failure_wrapper';
+comment on function duplex.apply_failure() is
+    'In a marked session, after an error: records the very change that failed in duplex.apply_errors; no row if it is not known.';
+
+create function duplex.apply_parked() returns boolean
+    language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'apply_parked_wrapper';
+comment on function duplex.apply_parked() is
+    'In a marked session: tries one parked change that is due. True if it is applied, false if it failed again, null if none is due.';
+
 create function duplex.report_peer(peer text, state text, reason text) returns void
     language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -51,11 +70,45 @@ create function duplex.report_error(
     language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
     insert into duplex.apply_errors (peer, topic_offset, sqlstate, message, detail, hint)
-    values (report_error.peer, report_error."offset", report_error.sqlstate, report_error.message,
-            report_error.detail, report_error.hint)
+    select report_error.peer, report_error."offset", report_error.sqlstate, report_error.message,
+           report_error.detail, report_error.hint
+     where not exists (select from duplex.apply_errors e
+                        where e.peer = report_error.peer and e.topic_offset = report_error."offset"
+                          and e.message = report_error.message and e.resolution is null)
 $$;
 comment on function duplex.report_error(text, bigint, text, text, text, text) is
-    'The relay records an error that stopped a peer''s stream.';
+    'The relay records an error that stopped a peer''s stream and is not one change''s.';
+
+create function duplex.stream_orders(peer text, next_offset bigint, out skip_next boolean, out careful boolean)
+    language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select p.skip_next from duplex.peer_registry p where p.name = stream_orders.peer), false),
+           exists (select from duplex.apply_errors e
+                    where e.peer = stream_orders.peer and e.topic_offset >= stream_orders.next_offset
+                      and (e.resolution is null or e.resolution = 'change skipped'))
+$$;
+comment on function duplex.stream_orders(text, bigint) is
+    'Relay: whether an operator said to leave out the next transaction, and whether it has failed before.';
+
+create function duplex.meet_kafka(cluster text, peer text default null) returns text
+    language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known text;
+begin
+    if meet_kafka.peer is null then
+        update duplex.node n set kafka_cluster = meet_kafka.cluster where n.kafka_cluster is null;
+        known := (select n.kafka_cluster from duplex.node n);
+    else
+        update duplex.peer_registry p set kafka_cluster = meet_kafka.cluster
+         where p.name = meet_kafka.peer and (p.kafka_cluster is null or duplex.next_offset(p.name) = 0);
+        known := (select p.kafka_cluster from duplex.peer_registry p where p.name = meet_kafka.peer);
+    end if;
+    return known;
+end
+$$;
+comment on function duplex.meet_kafka(text, text) is
+    'Relay: the Kafka cluster known so far for the own stream or for a peer''s; the first one met is kept.';
 
 revoke all on function duplex.relay_info() from public;
 revoke all on function duplex.apply_open(text) from public;
@@ -64,3 +117,8 @@ revoke all on function duplex.apply_chunk(bytea, bigint) from public;
 revoke all on function duplex.apply_position() from public;
 revoke all on function duplex.report_peer(text, text, text) from public;
 revoke all on function duplex.report_error(text, bigint, text, text, text, text) from public;
+revoke all on function duplex.apply_careful() from public;
+revoke all on function duplex.apply_failure() from public;
+revoke all on function duplex.apply_parked() from public;
+revoke all on function duplex.stream_orders(text, bigint) from public;
+revoke all on function duplex.meet_kafka(text, text) from public;

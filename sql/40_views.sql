@@ -5,19 +5,24 @@ select t.relid::regclass as "table",
        c.relkind = 'p' as partitioned,
        t.resolution,
        t.delta_columns,
-       t.enabled_at
+       t.enabled_at,
+       coalesce(t.error_policy, n.error_policy) as error_policy
   from duplex.table_registry t
-  join pg_catalog.pg_class c on c.oid = t.relid;
+  join pg_catalog.pg_class c on c.oid = t.relid
+  cross join duplex.node n;
 comment on view duplex.tables is 'The tables that take part.';
 
 -- The progress of a replication origin may only be read by superusers, and a view's reader is who calls its functions.
 create function duplex.next_offset(peer text) returns bigint
     language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(max(pg_replication_origin_progress(o.roname, false) - '0/0'::pg_lsn), 0)::bigint
-      from pg_replication_origin o
-      join pg_database d on o.roname = 'duplex_' || d.oid || '_' || next_offset.peer
-     where d.datname = current_database()
+    select coalesce(
+        (select p.start_offset from duplex.peer_registry p where p.name = next_offset.peer),
+        (select max(pg_replication_origin_progress(o.roname, false) - '0/0'::pg_lsn)
+           from pg_replication_origin o
+           join pg_database d on o.roname = 'duplex_' || d.oid || '_' || next_offset.peer
+          where d.datname = current_database()),
+        0)::bigint
 $$;
 comment on function duplex.next_offset(text) is
     'Kafka offset of the next record of that peer''s stream to apply; 0 before the first.';
@@ -32,12 +37,23 @@ select p.name,
        p.generation,
        p.settled,
        p.skip_next,
-       p.added_at
-  from duplex.peer_registry p;
+       p.added_at,
+       p.kafka_cluster,
+       (select count(*) from duplex.parked k where k.peer = p.name) as parked,
+       e.failed_change
+  from duplex.peer_registry p
+  left join lateral (
+      select pg_catalog.to_jsonb(f) - '{peer,resolution,resolved_at,resolved_by}'::text[] as failed_change
+        from duplex.apply_errors f
+       where f.peer = p.name and f.resolution is null
+       order by f.id desc limit 1
+  ) e on true;
 comment on view duplex.peers is 'The nodes whose streams are applied here, and how that is going.';
 comment on column duplex.peers.state is
     'waiting: no stream yet; running; retrying: a passing error; stopped: a change cannot be applied; gap: Kafka no longer has what comes next.';
 comment on column duplex.peers.reason is 'Why it is not running, and what to do.';
+comment on column duplex.peers.failed_change is 'The very change at which the stream stands still: its row of duplex.apply_errors.';
+comment on column duplex.peers.parked is 'Changes of this peer that wait in duplex.parked.';
 comment on column duplex.peers.next_offset is 'Kafka offset of the next record to apply: all before it are applied, durably or about to be.';
 
 create view duplex.queue as

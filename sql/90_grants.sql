@@ -18,7 +18,8 @@ revoke all on all routines in schema duplex from public;
 revoke all on schema duplex from public;
 
 grant usage on schema duplex to duplex_relay;
-grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors to duplex_relay;
+grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors, duplex.parked
+    to duplex_relay;
 grant execute on function
     duplex.drain_open(bigint),
     duplex.drain(integer, integer),
@@ -27,6 +28,12 @@ grant execute on function
     duplex.apply_open(text),
     duplex.apply_chunk(bytea, bigint),
     duplex.apply_position(),
+    duplex.apply_careful(),
+    duplex.apply_failure(),
+    duplex.apply_parked(),
+    duplex.stream_orders(text, bigint),
+    duplex.meet_kafka(text, text),
+    duplex.drain_missing(bigint[], bigint[]),
     duplex.next_offset(text),
     duplex.apply_skip(bigint),
     duplex.compare_table(jsonb),

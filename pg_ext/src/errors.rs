@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{ErrorReport, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 /// What the functions of this extension return.
@@ -12,12 +12,12 @@ pub(crate) type Result<T> = std::result::Result<T, Failure>;
 ///
 /// Messages follow PostgreSQL's style: the message starts in lower case and has no period, detail and hint are
 /// sentences.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Failure {
     code: PgSqlErrorCode,
-    message: String,
-    detail: Option<String>,
-    hint: Option<String>,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
 }
 
 impl Failure {
@@ -33,6 +33,22 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// An ERROR that was caught, as it was reported.
+    pub(crate) fn caught(error: &ErrorReportWithLevel) -> Self {
+        Self {
+            code: error.sql_error_code(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+        }
+    }
+
+    /// The five characters of its SQLSTATE.
+    pub(crate) fn sqlstate(&self) -> String {
+        // Six bits a character, the first in the lowest.
+        (0..5).map(|i| char::from((((self.code as i32) >> (6 * i)) & 0x3F) as u8 + b'0')).collect()
     }
 
     /// Raises this as a PostgreSQL ERROR.

@@ -175,7 +175,7 @@ pub enum Entry<'a> {
 }
 
 impl Relation {
-    /// The id of the relation that a frame describes, without decoding the rest.
+    /// The id of the relation that a frame describes or changes, without decoding the rest.
     ///
     /// # Errors
     /// [`DecodeError::Malformed`] if the bytes are no relation.
@@ -187,6 +187,16 @@ impl Relation {
 }
 
 impl<'a> Entry<'a> {
+    /// Whether a frame holds a change: no descriptor of a table or a node.
+    pub fn is_change(frame: &[u8]) -> bool {
+        frame.first().is_some_and(|&variant| variant > 1)
+    }
+
+    /// Whether a frame holds an [`Entry::Truncate`], without decoding it.
+    pub fn is_truncate(frame: &[u8]) -> bool {
+        frame.first() == Some(&4)
+    }
+
     /// Whether a frame holds an [`Entry::Relation`], without decoding it.
     pub fn is_relation(frame: &[u8]) -> bool {
         // bincode writes the first variant's number as one zero byte.

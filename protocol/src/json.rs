@@ -50,6 +50,20 @@ struct Descriptors {
     sender: String,
 }
 
+/// One change as JSON, as the view of its record would show it, given the descriptor of its table. `None` for an entry
+/// that changes nothing.
+///
+/// # Errors
+/// [`DecodeError`] if the change is not one of that table.
+pub fn change_of(relation: &Relation, entry: Entry<'_>) -> Result<Option<Map<String, Value>>, DecodeError> {
+    let mut descriptors = Descriptors::default();
+    descriptors.relations.insert(relation.id, relation.clone());
+    Ok(match descriptors.entry(entry)? {
+        Some(Value::Object(change)) => Some(change),
+        _ => None,
+    })
+}
+
 impl View {
     /// One record as JSON.
     ///

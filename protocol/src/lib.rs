@@ -9,6 +9,7 @@
 //! | [`record`] | one Kafka record: a [`record::Header`] and a piece of a transaction's body |
 //! | [`entry`] | what a transaction's body is made of: relations, origins, changes |
 //! | [`encode`] | writing entries without building them first, for capture's hot path |
+//! | [`sqlstate`] | what PostgreSQL's errors mean to whoever applies a change |
 //! | [`stream`] | reading entries back from pieces that may cut through the middle of one |
 //! | [`codec`] | bincode's settings, in one place, and the errors of decoding |
 //! | [`rules`] | the rules by which every node decides alike: versions, columns, unique values, counters |
@@ -23,6 +24,7 @@ pub mod entry;
 pub mod json;
 pub mod record;
 pub mod rules;
+pub mod sqlstate;
 pub mod stream;
 pub mod value;
 pub mod version;

@@ -42,6 +42,13 @@ impl EntryReader {
         }
     }
 
+    /// Takes a piece of a body that is not compressed: entries that were kept.
+    pub fn feed_kept(&mut self, body: &[u8]) {
+        self.pending.drain(..self.read);
+        self.read = 0;
+        self.pending.extend_from_slice(body);
+    }
+
     /// The next whole entry, or `None` if the rest of it is in a later chunk.
     ///
     /// # Errors

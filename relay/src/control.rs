@@ -47,6 +47,15 @@ impl PeerState {
     }
 }
 
+/// How a stream is to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Orders {
+    /// The transaction at which it stopped is to be left out.
+    pub skip_next: bool,
+    /// What comes next has failed before, or a change of it is to be left out: it is to be applied with care.
+    pub careful: bool,
+}
+
 /// The connection for questions and reports. It is made when first needed, and anew after a failure.
 #[derive(Debug)]
 pub struct Control {
@@ -116,14 +125,25 @@ impl Control {
         Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Whether a person has said that the transaction at which a stream stopped is to be left out.
+    /// What people, and failures before, say about how to go on with a stream.
     ///
     /// # Errors
     /// If the database cannot be reached.
-    pub async fn skips_next(&self, peer: &str) -> Result<bool, Error> {
-        let sql = "select skip_next from duplex.peers where name = $1";
-        let rows = self.query("reading a peer's state", sql, &[&peer]).await?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+    pub async fn orders(&self, peer: &str, next_offset: i64) -> Result<Orders, Error> {
+        let sql = "select skip_next, careful from duplex.stream_orders($1, $2)";
+        let rows = self.query("reading a peer's state", sql, &[&peer, &next_offset]).await?;
+        let row = rows.first().ok_or(Error::NotReady("duplex.stream_orders gives no row"))?;
+        Ok(Orders { skip_next: row.get(0), careful: row.get(1) })
+    }
+
+    /// The Kafka cluster known so far for the own stream, or for a peer's; the first one met is kept.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn meet_kafka(&self, cluster: &str, peer: Option<&str>) -> Result<Option<String>, Error> {
+        let sql = "select duplex.meet_kafka($1, $2)";
+        let rows = self.query("comparing Kafka clusters", sql, &[&cluster, &peer]).await?;
+        Ok(rows.first().and_then(|row| row.get(0)))
     }
 
     async fn query(&self, what: &'static str, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {

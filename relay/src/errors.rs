@@ -1,6 +1,7 @@
 //! What can go wrong, and the one table that says what is done about it and what a person may do.
 
 use duplex_protocol::codec::DecodeError;
+use duplex_protocol::sqlstate::{self, Class};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 /// Whatever stops a loop's present attempt.
@@ -21,11 +22,13 @@ pub enum Error {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// A record could not be applied.
-    #[error("applying the record at offset {offset}: {}", described(.source))]
+    /// A record could not be applied. What PostgreSQL says may hold values of rows, and is not shown here.
+    #[error("the record at offset {offset} cannot be applied: {}{}", shown(.change.as_deref()), without_values(.source))]
     Apply {
         /// The record, or the first chunk of its transaction.
         offset: i64,
+        /// The very change that failed, if it is known.
+        change: Option<Box<FailedChange>>,
         /// What PostgreSQL says.
         #[source]
         source: tokio_postgres::Error,
@@ -52,6 +55,14 @@ pub enum Error {
     TopicMissing {
         /// The topic.
         topic: String,
+    },
+    /// This is not the Kafka that the node published to.
+    #[error("this is Kafka cluster {found}, and this node published to {known}")]
+    OtherKafka {
+        /// The cluster that it published to.
+        known: String,
+        /// The one that answers.
+        found: String,
     },
     /// The topic does not hold what comes next, or is another one than before.
     #[error("{0}")]
@@ -98,26 +109,18 @@ pub enum Policy {
     Gap,
 }
 
-/// SQLSTATEs by prefix, first match wins; what matches nothing is in the data.
-const SQLSTATES: &[(&str, Policy, &str)] = &[
-    ("40001", Policy::Retry, "serialization failure: passes"),
-    ("40P01", Policy::Retry, "deadlock with a local transaction: passes"),
-    ("55P03", Policy::Retry, "a lock is held for long: look at pg_locks"),
-    ("55006", Policy::StandBy, "another relay serves this node"),
-    ("55000", Policy::Retry, "the database is not ready: is duplex.create_node called, track_commit_timestamp on?"),
-    ("53", Policy::Retry, "the server is out of a resource: disk, memory or connections"),
-    ("57014", Policy::Retry, "statement_timeout or a cancel: set no timeout for the relay's role"),
-    ("57", Policy::Retry, "the server is starting, stopping or was told to end the session"),
-    ("58", Policy::Retry, "the server has trouble with its system: see its log"),
-    ("08", Policy::Retry, "the connection broke"),
-    ("25006", Policy::Retry, "the server is read only, a standby perhaps: give the primary's address"),
-    ("23505", Policy::RetryTimes(3), "a unique value is taken: see the row, then duplex.retry_peer"),
-    ("23503", Policy::Stop, "a row that is referred to is missing: see the row, then duplex.retry_peer"),
-    ("42P01", Policy::Stop, "a table is missing here: create and enable it, then duplex.retry_peer"),
-    ("42703", Policy::Stop, "a column is missing here: add it, then duplex.retry_peer"),
-    ("42501", Policy::Stop, "a right is missing: grant role duplex_relay to the relay's role, then duplex.retry_peer"),
-    ("42883", Policy::Stop, "the extension lacks a function: alter extension pg_duplex update, then duplex.retry_peer"),
-];
+/// A change that failed, as `duplex.apply_failure` tells it: without values, which are in `duplex.apply_errors`.
+#[derive(Debug, Clone)]
+pub struct FailedChange {
+    /// Its number in its transaction, from 1.
+    pub ordinal: i32,
+    /// What it does.
+    pub operation: String,
+    /// To which table.
+    pub table: String,
+    /// The number under which `duplex.apply_errors` has it.
+    pub error_id: i64,
+}
 
 impl Error {
     /// Says what was being done when Kafka failed.
@@ -137,20 +140,28 @@ impl Error {
                 (Policy::Retry, "is the server up, and are address, user, password and pg_hba.conf right?")
             }
             Self::Tls(_) => (Policy::Retry, "check --database-ca"),
-            // While applying it says that the stream is not what it should be: another database under the peer's name,
-            // or a clock far ahead.
-            Self::Apply { source, .. } if source.code().is_some_and(|state| state.code() == "55000") => {
-                (Policy::Stop, "remove the cause, then duplex.retry_peer")
+            Self::Database { source, .. } | Self::Apply { source, .. } => {
+                let Some(state) = source.code() else { return (Policy::Retry, "the connection broke") };
+                let applying = matches!(self, Self::Apply { .. });
+                match sqlstate::class(state.code()) {
+                    // The stream is not what it should be: another database under the peer's name, a clock far ahead,
+                    // a table that is not enabled.
+                    (Class::NotReady, _) if applying => (Policy::Stop, "remove the cause, then duplex.retry_peer"),
+                    (Class::Transient | Class::NotReady, advice) => (Policy::Retry, advice),
+                    (Class::Race, advice) => (Policy::RetryTimes(3), advice),
+                    (Class::Taken, advice) => (Policy::StandBy, advice),
+                    (Class::Data, advice) => (Policy::Stop, advice),
+                }
             }
-            Self::Database { source, .. } | Self::Apply { source, .. } => match source.code() {
-                Some(state) => sqlstate(state.code()),
-                None => (Policy::Retry, "the connection broke"),
-            },
             Self::Kafka { source, .. } => kafka_code(source.rdkafka_error_code()),
             Self::TopicPartitions { .. } => {
                 (Policy::Retry, "delete the topic while it is empty; the relay makes it anew")
             }
             Self::TopicMissing { .. } => (Policy::Wait, "start the peer's relay"),
+            Self::OtherKafka { .. } => (
+                Policy::Wait,
+                "give the right --kafka; if this node moves to another Kafka, select duplex.change_kafka()",
+            ),
             Self::Gap(_) => (
                 Policy::Gap,
                 "duplex.resync_peer once the tables are equal, or duplex.retry_peer once the records are back",
@@ -161,6 +172,15 @@ impl Error {
             ),
             Self::NotReady(_) => (Policy::Wait, "create extension pg_duplex; select duplex.create_node('a name')"),
             Self::Ending => (Policy::Retry, ""),
+        }
+    }
+
+    /// What is wrong and what a person may do, for `duplex.peers`, where only those who may see rows look.
+    pub fn reason(&self) -> String {
+        let advice = self.treatment().1;
+        match self {
+            Self::Apply { source, .. } => format!("{self}: {}; {advice}", described(source)),
+            _ => format!("{self}; {advice}"),
         }
     }
 
@@ -196,16 +216,6 @@ pub struct Report<'a> {
     pub hint: Option<&'a str>,
 }
 
-fn sqlstate(state: &str) -> (Policy, &'static str) {
-    SQLSTATES.iter().find(|(prefix, ..)| state.starts_with(prefix)).map_or(
-        (
-            Policy::Stop,
-            "this change cannot be applied here: remove the cause, then duplex.retry_peer; or duplex.skip_transaction",
-        ),
-        |&(_, policy, advice)| (policy, advice),
-    )
-}
-
 fn kafka_code(code: Option<RDKafkaErrorCode>) -> (Policy, &'static str) {
     use RDKafkaErrorCode as Code;
     let advice = match code {
@@ -221,6 +231,24 @@ fn kafka_code(code: Option<RDKafkaErrorCode>) -> (Policy, &'static str) {
         _ => "is Kafka up, and are --kafka and its advertised listeners right?",
     };
     (Policy::Retry, advice)
+}
+
+fn shown(change: Option<&FailedChange>) -> String {
+    change.map_or_else(String::new, |FailedChange { ordinal, operation, table, error_id }| {
+        format!("change {ordinal} of its transaction, {operation} of {table} (duplex.apply_errors {error_id}), ")
+    })
+}
+
+/// What PostgreSQL says without what it says of values.
+fn without_values(err: &tokio_postgres::Error) -> String {
+    let Some(said) = err.as_db_error() else { return described(err) };
+    let mut text = format!("SQLSTATE {}", said.code().code());
+    for (what, name) in [("table", said.table()), ("column", said.column()), ("constraint", said.constraint())] {
+        if let Some(name) = name {
+            text += &format!(", {what} {name}");
+        }
+    }
+    text
 }
 
 /// tokio-postgres says only "db error" by itself; what the server said is one level below.
@@ -239,27 +267,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_is_retried_and_what_is_in_the_data_stops_the_stream() {
-        for state in ["40001", "40P01", "55P03", "53300", "53100", "57P01", "57P03", "08006", "57014"] {
-            assert_eq!(sqlstate(state).0, Policy::Retry, "{state}");
-        }
-        for state in ["42P01", "42703", "23503", "23514", "22P02", "XX000", "42804"] {
-            assert_eq!(sqlstate(state).0, Policy::Stop, "{state}");
-        }
-        assert_eq!(sqlstate("23505").0, Policy::RetryTimes(3));
-        assert_eq!(sqlstate("55006").0, Policy::StandBy);
-    }
-
-    #[test]
     fn a_connection_error_is_never_a_data_error() {
         // Treating it so skipped a committed transaction elsewhere.
         let err = Error::Kafka { what: "x", source: KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure) };
         assert_eq!(err.treatment().0, Policy::Retry);
         assert_eq!(Error::Gap(String::new()).treatment().0, Policy::Gap);
-    }
-
-    #[test]
-    fn every_error_has_advice() {
-        assert!(SQLSTATES.iter().all(|(_, _, advice)| !advice.is_empty()));
     }
 }

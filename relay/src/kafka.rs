@@ -169,6 +169,22 @@ impl Kafka {
         .await
     }
 
+    /// The cluster's own name for itself, made when it was formatted.
+    ///
+    /// # Errors
+    /// If Kafka does not answer.
+    pub async fn cluster_id(&self) -> Result<String, Error> {
+        let kafka = self.clone();
+        blocking(move || {
+            let missing = KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+            let found = kafka.asker()?.client().fetch_cluster_id(ANSWER_TIME);
+            let id = found.ok_or(missing).map_err(Error::kafka("asking which Kafka cluster this is"))?;
+            kafka.health.back();
+            Ok(id)
+        })
+        .await
+    }
+
     /// A topic's setting, as the cluster has it.
     ///
     /// # Errors

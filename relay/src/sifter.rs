@@ -49,6 +49,11 @@ impl Sifter {
         Self { generation, open: None }
     }
 
+    /// The greatest generation read so far.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Judges the next record.
     pub fn judge(&mut self, header: &Header) -> Verdict {
         if header.generation < self.generation {

@@ -1,6 +1,7 @@
 //! The suite: what pg_duplex must show, on real PostgreSQL clusters, a real Kafka and real relays. One module a subject;
 //! the lab (`tests/lab`) says how a test is written.
 
+mod apply_errors;
 mod calls;
 mod changes;
 mod constraints;
@@ -12,6 +13,7 @@ mod durable;
 mod echo;
 mod enabling;
 mod flush;
+mod gap;
 mod hostile;
 mod lab;
 mod lab_program;
@@ -20,6 +22,7 @@ mod layouts;
 mod leaving;
 mod nested;
 mod outages;
+mod park;
 mod partitions;
 mod queue_limit;
 mod relay_check;

@@ -10,7 +10,7 @@ use pgrx::{Array, PgSqlErrorCode, Spi, check_for_interrupts, pg_extern, pg_sys};
 
 use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
-use crate::apply::transaction::{Progress, Writer};
+use crate::apply::transaction::{Progress, Source, Writer};
 use crate::apply::waits;
 use crate::errors::{Failure, OrRaise, Result};
 
@@ -88,7 +88,7 @@ fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], o
         return Ok(());
     }
     match record.header.kind {
-        Kind::Hello => greet(session, &record.header, &Hello::decode(record.body)?)?,
+        Kind::Hello => greet(session, &record.header, &Hello::decode(record.body)?, offset)?,
         Kind::Heartbeat => settle(session, &record.header),
         Kind::Transaction => {
             if record.header.chunk != 0 || !record.header.last {
@@ -99,7 +99,7 @@ fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], o
             }
             wait(session, &record.header)?;
             reader.feed(&record)?;
-            let mut progress = Progress::default();
+            let mut progress = Progress::of(Source { offset, position: record.header.position });
             // SAFETY: inside the transaction that the server or the last commit began.
             let mut writer = unsafe { Writer::begin(session, &mut progress, version(&record.header)) };
             writer.apply(reader)?;
@@ -154,7 +154,7 @@ fn chunk(session: &mut Session, record: &Record<'_>, offset: u64) -> Result<()> 
                 position: header.position,
                 next_chunk: 0,
                 reader: EntryReader::default(),
-                progress: Progress::default(),
+                progress: Progress::of(Source { offset, position: header.position }),
             }
         }
         Some(chunks) if chunks.position == header.position && chunks.next_chunk == header.chunk => chunks,
@@ -192,6 +192,11 @@ fn version(header: &Header) -> Version {
 
 fn wait(session: &mut Session, header: &Header) -> Result<()> {
     waits::clock(header)?;
+    if session.peer == session.own {
+        // What this node once had and lost again: the others' changes that it had seen come back beside it, and it is
+        // the versions that decide. It must not wait for a stream that stands still.
+        return Ok(());
+    }
     waits::causes(header, &session.own, &mut session.known)
 }
 
@@ -206,14 +211,15 @@ fn check_sender(session: &Session, header: &Header) -> Result<()> {
 }
 
 /// A relay has taken the peer's stream over: keeps who it speaks for.
-fn greet(session: &Session, header: &Header, hello: &Hello) -> Result<()> {
+fn greet(session: &Session, header: &Header, hello: &Hello, offset: u64) -> Result<()> {
     let id = pgrx::Uuid::from_bytes(hello.node_id);
     let updated = with_own_tables(|| {
         Spi::connect_mut(|client| {
             client
                 .update(
                     "update duplex.peer_registry
-                        set node_id = $2, generation = greatest(generation, $3), last_lsn = $4, last_xid = $5
+                        set node_id = $2, generation = greatest(generation, $3), last_lsn = $4, last_xid = $5,
+                            hello_offset = $6
                       where name = $1 and coalesce(node_id, $2) = $2",
                     None,
                     &[
@@ -222,6 +228,7 @@ fn greet(session: &Session, header: &Header, hello: &Hello) -> Result<()> {
                         header.generation.cast_signed().into(),
                         session.position.lsn.cast_signed().into(),
                         session.position.xid.cast_signed().into(),
+                        offset.cast_signed().into(),
                     ],
                 )
                 .map(|rows| rows.len())

@@ -6,6 +6,9 @@
 //! | `batch` | whole transactions, each committed for itself; chunks of one inside the caller's transaction |
 //! | `waits` | the clock guard and the causal order |
 //! | `transaction` | one transaction's entries, in their order |
+//! | `careful` | each change in a subtransaction of its own, to find the one that fails |
+//! | `park` | changes that wait until they can be applied |
+//! | `subtransaction` | a part of a transaction that may fail alone |
 //! | `relation` | which table and columns a descriptor means here; cached across transactions |
 //! | `value` | bytes of the stream into values of a column |
 //! | `table` | a table opened for writing: executor state, indexes, triggers |
@@ -15,11 +18,14 @@
 //! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
 
 mod batch;
+mod careful;
 mod own;
+mod park;
 mod partition;
 mod relation;
 mod row;
 mod session;
+mod subtransaction;
 mod table;
 mod transaction;
 mod truncate;

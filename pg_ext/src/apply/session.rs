@@ -9,6 +9,7 @@ use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_guard, pg_sys};
 
 use crate::apply::batch;
 use crate::apply::own::with_own_tables;
+use crate::apply::park;
 use crate::apply::relation::Targets;
 use crate::apply::waits::Known;
 use crate::conflict::version::Versions;
@@ -31,6 +32,8 @@ pub(crate) struct Session {
     pub(crate) targets: Targets,
     /// The newest transaction applied.
     pub(crate) position: Position,
+    /// So many transactions more are applied with care: each change in a subtransaction.
+    pub(crate) careful: u32,
 }
 
 thread_local! {
@@ -96,6 +99,16 @@ pub(crate) fn stamp(offset: u64, commit_ts: pg_sys::TimestampTz) {
     }
 }
 
+/// Takes note that the transaction now running writes rows of this version, and is no record of the stream: the origin's
+/// progress stays where it is.
+pub(crate) fn stamp_version(commit_ts: pg_sys::TimestampTz) {
+    // SAFETY: as in `stamp`. Progress only ever goes forward, and so not to 0.
+    unsafe {
+        pg_sys::replorigin_session_origin_lsn = 0;
+        pg_sys::replorigin_session_origin_timestamp = commit_ts;
+    }
+}
+
 /// What follows is not the peer's record any more: without this a later transaction of the session (a report, say)
 /// would commit a progress that was rolled back, and a transaction would be lost.
 fn forget_record() {
@@ -115,25 +128,28 @@ fn apply_open(
     (
         name!(next_offset, i64),
         name!(generation, i64),
-        name!(last_lsn, i64),
-        name!(last_xid, i64),
+        name!(hello_offset, Option<i64>),
         name!(node_id, Option<pgrx::Uuid>),
     ),
 > {
     let known = open(peer).or_raise();
-    TableIterator::once((next_offset().cast_signed(), known.generation, known.lsn, known.xid, known.node_id))
+    TableIterator::once((next_offset().cast_signed(), known.generation, known.hello_offset, known.node_id))
 }
 
 /// What `duplex.peer_registry` knows of a peer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Peer {
     generation: i64,
     lsn: i64,
     xid: i64,
     node_id: Option<pgrx::Uuid>,
+    hello_offset: Option<i64>,
+    /// Where an operator said that the stream goes on.
+    start_offset: Option<i64>,
 }
 
 fn open(peer: &str) -> Result<Peer> {
+    node::refuse_standby()?;
     // SAFETY: a global that the server sets at its start.
     unsafe {
         if !pg_sys::track_commit_timestamp {
@@ -144,7 +160,12 @@ fn open(peer: &str) -> Result<Peer> {
             .hint("Run \"alter system set track_commit_timestamp = on\" and restart the server."));
         }
     }
-    let (own, known) = with_own_tables(|| -> Result<_> { Ok((Node::load()?.name, read_peer(peer)?)) })?;
+    let (own, known) = with_own_tables(|| -> Result<_> {
+        let own = Node::load()?.name;
+        // Its own stream: what a database that was promoted had lost is brought back from there.
+        let known = if own == peer { Peer::default() } else { read_peer(peer)? };
+        Ok((own, known))
+    })?;
     SESSION.with(|cell| {
         let mut session = cell.try_borrow_mut().map_err(|_| already_marked(peer))?;
         if let Some(other) = session.as_ref().filter(|session| session.peer != peer)
@@ -153,7 +174,7 @@ fn open(peer: &str) -> Result<Peer> {
             return Err(already_marked(&other.peer));
         }
         *session = None;
-        mark(peer)?;
+        mark(peer, known.start_offset)?;
         *session = Some(Session {
             peer: peer.to_owned(),
             known: Known::new(),
@@ -161,6 +182,7 @@ fn open(peer: &str) -> Result<Peer> {
             own,
             targets: Targets::default(),
             position: Position { lsn: known.lsn.cast_unsigned(), xid: known.xid.cast_unsigned() },
+            careful: 0,
         });
         Ok(())
     })?;
@@ -176,7 +198,7 @@ fn already_marked(peer: &str) -> Failure {
 }
 
 /// Sets up the replication origin and the settings.
-fn mark(peer: &str) -> Result<()> {
+fn mark(peer: &str, start_offset: Option<i64>) -> Result<()> {
     let unknown = || unknown_peer(peer);
     let origin_name = CString::new(node::origin_name(peer)).map_err(|_| unknown())?;
     let peer_name = CString::new(peer).map_err(|_| unknown())?;
@@ -191,6 +213,11 @@ fn mark(peer: &str) -> Result<()> {
         let mut id = pg_sys::replorigin_by_name(origin_name.as_ptr(), true);
         if id == 0 {
             id = pg_sys::replorigin_create(origin_name.as_ptr());
+        }
+        if let Some(offset) = start_offset {
+            // Forwards or backwards, and at once: should this transaction not commit, the next one does it again.
+            pg_sys::replorigin_advance(id, offset.cast_unsigned(), 0, true, true);
+            started(peer);
         }
         #[cfg(feature = "pg15")]
         pg_sys::replorigin_session_setup(id);
@@ -207,6 +234,16 @@ fn mark(peer: &str) -> Result<()> {
     set(c"transaction_timeout", c"0");
     set(c"duplex.origin", &peer_name);
     Ok(())
+}
+
+/// The stream goes on where an operator said.
+fn started(peer: &str) {
+    let cleared = with_own_tables(|| {
+        Spi::run_with_args("update duplex.peer_registry set start_offset = null where name = $1", &[peer.into()])
+    });
+    if let Err(err) = cleared {
+        Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()).raise();
+    }
 }
 
 fn set(name: &CStr, value: &CStr) {
@@ -229,7 +266,8 @@ fn unknown_peer(peer: &str) -> Failure {
 fn read_peer(peer: &str) -> Result<Peer> {
     Spi::connect(|client| {
         let rows = client.select(
-            "select generation, last_lsn, last_xid, node_id from duplex.peer_registry where name = $1",
+            "select generation, last_lsn, last_xid, node_id, hello_offset, start_offset \
+               from duplex.peer_registry where name = $1",
             None,
             &[peer.into()],
         )?;
@@ -242,6 +280,8 @@ fn read_peer(peer: &str) -> Result<Peer> {
             lsn: row.get(2)?.unwrap_or(0),
             xid: row.get(3)?.unwrap_or(0),
             node_id: row.get(4)?,
+            hello_offset: row.get(5)?,
+            start_offset: row.get(6)?,
         }))
     })
     .map_err(|err: pgrx::spi::Error| Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()))?
@@ -259,6 +299,7 @@ fn register_callbacks() {
     if CALLBACKS.replace(true) {
         return;
     }
+    park::init();
     // SAFETY: the callbacks live as long as the library, which is never unloaded.
     unsafe {
         pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());

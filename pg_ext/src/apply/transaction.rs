@@ -4,33 +4,82 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use duplex_protocol::entry::{Entry, Relation, Truncate};
+use duplex_protocol::record::Position;
 use duplex_protocol::stream::EntryReader;
 use duplex_protocol::version::Version;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
+use crate::apply::careful;
 use crate::apply::own::Identity;
+use crate::apply::park;
 use crate::apply::relation::Target;
 use crate::apply::session::Session;
 use crate::apply::table::{Deferrable, Table, node};
 use crate::apply::truncate::{has_sequences, truncate};
 use crate::errors::{Failure, Result};
 
+/// Where a transaction is in its stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    /// The offset of its first record.
+    pub(crate) offset: u64,
+    /// Its place in the order of its node.
+    pub(crate) position: Position,
+}
+
 /// What is known of a transaction so far: all that lasts from chunk to chunk.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Progress {
+    pub(crate) source: Source,
+    /// How many changes were met so far: the newest one's number.
+    pub(crate) changes: u32,
+    /// Numbers of the changes that an operator said to leave out; read once the transaction is applied with care.
+    pub(crate) skipped: Option<Rc<[u32]>>,
+    /// The nodes that changes refer to, in frames.
+    pub(crate) origin_frames: Vec<u8>,
     /// The bytes of each descriptor, by the id that changes refer to it by.
     relations: HashMap<u32, Rc<[u8]>>,
     /// Constraints to be checked before the end.
     deferrable: Vec<Deferrable>,
     /// Truncates that followed each other: they may be of one statement, which is only over when another entry comes.
     truncates: Vec<Truncate>,
+    /// The number of the first of them.
+    pub(crate) first_truncate: u32,
+}
+
+impl Progress {
+    /// Of a transaction of which nothing was read yet.
+    pub(crate) fn of(source: Source) -> Self {
+        Self {
+            source,
+            changes: 0,
+            skipped: None,
+            origin_frames: Vec::new(),
+            relations: HashMap::new(),
+            deferrable: Vec::new(),
+            truncates: Vec::new(),
+            first_truncate: 0,
+        }
+    }
+
+    /// The bytes of the descriptor that a change refers to.
+    pub(crate) fn descriptor(&self, id: u32) -> Result<&Rc<[u8]>> {
+        self.relations.get(&id).ok_or_else(|| {
+            Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "change of a relation that was not described")
+        })
+    }
+
+    /// The tables that wait to be emptied.
+    pub(crate) fn truncates(&self) -> &[Truncate] {
+        &self.truncates
+    }
 }
 
 /// Writes entries of one transaction, for the time of one call.
 pub(crate) struct Writer<'s> {
-    session: &'s mut Session,
-    progress: &'s mut Progress,
-    version: Version,
+    pub(crate) session: &'s mut Session,
+    pub(crate) progress: &'s mut Progress,
+    pub(crate) version: Version,
     tables: Vec<Table>,
     by_id: HashMap<u32, usize>,
     identity: Identity,
@@ -58,29 +107,47 @@ impl<'s> Writer<'s> {
     pub(crate) fn apply(&mut self, reader: &mut EntryReader) -> Result<()> {
         while let Some(frame) = reader.next_frame() {
             check_for_interrupts!();
-            if Entry::is_relation(frame) {
-                self.describe(frame)?;
-                continue;
-            }
-            let entry = Entry::decode(frame)?;
-            if !matches!(entry, Entry::Truncate(_)) {
-                self.truncate()?;
-            }
-            match entry {
-                Entry::Put(put) => {
-                    let index = self.table(put.relation)?;
-                    // SAFETY: inside a transaction with a snapshot, and `table` acts as the owner.
-                    unsafe { self.tables[index].put(&put, &self.version, &mut self.session.versions)? };
+            if Entry::is_change(frame) {
+                self.progress.changes += 1;
+                if careful::is_due(self, frame)? {
+                    careful::apply(self, frame)?;
+                    continue;
                 }
-                Entry::Delete(delete) => {
-                    let index = self.table(delete.relation)?;
-                    // SAFETY: as above.
-                    unsafe { self.tables[index].delete(&delete, &self.version, &mut self.session.versions)? };
-                }
-                Entry::Truncate(truncate) => self.progress.truncates.push(truncate),
-                // Whom replaced versions are of matters to the record of conflicts only.
-                Entry::Origin(_) | Entry::Relation(_) => {}
             }
+            self.entry(frame)?;
+        }
+        Ok(())
+    }
+
+    /// Writes one entry.
+    pub(crate) fn entry(&mut self, frame: &[u8]) -> Result<()> {
+        if Entry::is_relation(frame) {
+            return self.describe(frame);
+        }
+        let entry = Entry::decode(frame)?;
+        if !matches!(entry, Entry::Truncate(_)) {
+            self.truncate()?;
+        }
+        match entry {
+            Entry::Put(put) => {
+                let index = self.table(put.relation)?;
+                // SAFETY: inside a transaction with a snapshot, and `table` acts as the owner.
+                unsafe { self.tables[index].put(&put, &self.version, &mut self.session.versions)? };
+            }
+            Entry::Delete(delete) => {
+                let index = self.table(delete.relation)?;
+                // SAFETY: as above.
+                unsafe { self.tables[index].delete(&delete, &self.version, &mut self.session.versions)? };
+            }
+            Entry::Truncate(truncate) => {
+                if self.progress.truncates.is_empty() {
+                    self.progress.first_truncate = self.progress.changes;
+                }
+                self.progress.truncates.push(truncate);
+            }
+            // Whom replaced versions are of matters to the record of conflicts only, and to changes that are parked.
+            Entry::Origin(_) => park::keep_frame(frame, &mut self.progress.origin_frames),
+            Entry::Relation(_) => {}
         }
         Ok(())
     }
@@ -93,6 +160,7 @@ impl<'s> Writer<'s> {
         self.close_tables();
         if last {
             self.check_deferred()?;
+            careful::finish(&mut self)?;
         }
         self.act_as_oneself();
         // SAFETY: pushed by `begin`.
@@ -109,10 +177,7 @@ impl<'s> Writer<'s> {
     }
 
     fn target(&mut self, id: u32) -> Result<Rc<Target>> {
-        let frame = self.progress.relations.get(&id).ok_or_else(|| {
-            Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "change of a relation that was not described")
-        })?;
-        let frame = Rc::clone(frame);
+        let frame = Rc::clone(self.progress.descriptor(id)?);
         self.act_as_oneself();
         // SAFETY: inside a transaction.
         unsafe { self.session.targets.get(&frame) }
@@ -168,8 +233,10 @@ impl<'s> Writer<'s> {
         }
     }
 
-    fn close_tables(&mut self) {
+    /// Closes all tables, and acts as the session's own role again.
+    pub(crate) fn close_tables(&mut self) {
         self.by_id.clear();
+        self.act_as_oneself();
         for mut table in self.tables.drain(..) {
             for deferrable in table.deferrable.drain(..) {
                 if !self.progress.deferrable.contains(&deferrable) {
@@ -183,9 +250,11 @@ impl<'s> Writer<'s> {
 
     /// Empties the tables whose truncates have piled up.
     fn truncate(&mut self) -> Result<()> {
-        if self.progress.truncates.is_empty() {
-            return Ok(());
-        }
+        if self.progress.truncates.is_empty() { Ok(()) } else { careful::truncate(self) }
+    }
+
+    /// Does so without care.
+    pub(crate) fn empty_tables(&mut self) -> Result<()> {
         self.close_tables();
         let mut together: Vec<Rc<Target>> = Vec::new();
         let mut restart = None;

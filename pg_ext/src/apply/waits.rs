@@ -13,6 +13,8 @@ use crate::{gucs, node};
 
 /// How long to wait for another stream before the relay is told to try again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether that stream still goes on.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How far other streams were known to be applied here when last looked at; they only go forward.
 pub(crate) type Known = HashMap<String, u64>;
@@ -43,7 +45,8 @@ pub(crate) fn clock(header: &Header) -> Result<()> {
 /// Waits until this node has applied the other streams as far as the sender had.
 ///
 /// Nodes that are no peers here are passed over: nothing of theirs ever comes. Every stream is in Kafka, so nobody
-/// waits for a node that is down.
+/// waits for a node that is down. A stream that stands still here, until a person acts, holds up no other: then the order
+/// is given up, visibly, rather than the others' changes, and versions decide as ever.
 pub(crate) fn causes(header: &Header, own: &str, known: &mut Known) -> Result<()> {
     for seen in &header.seen {
         if seen.node != own && known.get(&seen.node).is_none_or(|&next| next < seen.next_offset) {
@@ -58,7 +61,7 @@ fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
         Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "name of a node in a record is not a name")
     })?;
     let started = Instant::now();
-    let mut is_peer = None;
+    let mut looked: Option<Instant> = None;
     loop {
         // SAFETY: inside a transaction; the name is NUL-terminated.
         let progress = unsafe {
@@ -72,8 +75,11 @@ fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
             return Ok(());
         }
         // Asked only once there is something to wait for: a peer that was removed keeps its origin.
-        if !*is_peer.get_or_insert_with(|| with_own_tables(|| registered(&seen.node))) {
-            return Ok(());
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN) {
+            looked = Some(Instant::now());
+            if !with_own_tables(|| goes_on(&seen.node)) {
+                return Ok(());
+            }
         }
         if started.elapsed() > PATIENCE {
             return Err(Failure::new(
@@ -90,8 +96,11 @@ fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
     }
 }
 
-fn registered(node: &str) -> bool {
-    Spi::get_one_with_args::<bool>("select exists (select from duplex.peer_registry where name = $1)", &[node.into()])
+/// Whether that node is a peer whose stream does not stand still here.
+fn goes_on(node: &str) -> bool {
+    let sql = "select exists (select from duplex.peer_registry where name = $1 and state not in ('stopped', 'gap'))";
+    // As a writer, for a snapshot of its own: the statement's may be older than the news.
+    Spi::connect_mut(|client| client.update(sql, None, &[node.into()])?.first().get_one::<bool>())
         .ok()
         .flatten()
         .unwrap_or(false)

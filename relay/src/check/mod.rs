@@ -16,7 +16,7 @@ use crate::kafka::{Kafka, retention_advice, topic_of};
 const RECORD_BYTES: i64 = 600_000;
 
 /// The functions that the relay calls.
-const FUNCTIONS: [&str; 12] = [
+const FUNCTIONS: [&str; 18] = [
     "duplex.relay_info()",
     "duplex.drain_open(bigint)",
     "duplex.drain(integer, integer)",
@@ -27,6 +27,12 @@ const FUNCTIONS: [&str; 12] = [
     "duplex.apply_position()",
     "duplex.apply_skip(bigint)",
     "duplex.compare_table(jsonb)",
+    "duplex.apply_careful()",
+    "duplex.apply_failure()",
+    "duplex.apply_parked()",
+    "duplex.stream_orders(text, bigint)",
+    "duplex.meet_kafka(text, text)",
+    "duplex.drain_missing(bigint[], bigint[])",
     "duplex.report_peer(text, text, text)",
     "duplex.report_error(text, bigint, text, text, text, text)",
 ];

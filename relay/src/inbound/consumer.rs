@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use duplex_protocol::record::Record;
+use duplex_protocol::record::{Hello, Kind, Record};
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
+use super::apply::Opening;
 use crate::errors::Error;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
+use crate::node::Node;
 
 /// A record as Kafka holds it.
 #[derive(Debug)]
@@ -162,13 +164,21 @@ pub struct PeerReader {
 }
 
 impl PeerReader {
-    /// Opens a peer's stream at `next_offset`, of which everything before is applied.
+    /// Opens a peer's stream where it stopped.
     ///
     /// # Errors
-    /// [`Error::Gap`] if the topic does not hold what comes next, and as [`TopicReader::open`].
-    pub async fn open(kafka: &Kafka, peer: &str, next_offset: i64, generation: u64) -> Result<Self, Error> {
-        let topic = topic_of(peer);
-        let (reader, extent) = match TopicReader::open(kafka, topic).await {
+    /// [`Error::Gap`] if the topic does not hold what comes next or is another one, and as [`TopicReader::open`].
+    pub async fn open(node: &Node, peer: &str, opening: &Opening) -> Result<Self, Error> {
+        let (kafka, next_offset) = (node.kafka(), opening.next_offset);
+        let found = kafka.cluster_id().await?;
+        let known = node.control.meet_kafka(&found, Some(peer)).await?;
+        if let Some(known) = known.filter(|known| *known != found) {
+            return Err(Error::Gap(format!(
+                "this is Kafka cluster {found}, and the stream applied so far is in {known}: use the right Kafka and call \
+                 duplex.retry_peer, or copy the tables and call duplex.resync_peer"
+            )));
+        }
+        let (reader, extent) = match TopicReader::open(kafka, topic_of(peer)).await {
             Err(Error::TopicMissing { topic }) if next_offset > 0 => {
                 return Err(Error::Gap(format!(
                     "topic {topic} is gone, of which records up to offset {next_offset} are applied here; bring it \
@@ -178,19 +188,37 @@ impl PeerReader {
             other => other?,
         };
         gap(&reader.topic, next_offset, extent).map_or(Ok(()), |reason| Err(Error::Gap(reason)))?;
-        let unproven = next_offset > extent.low;
-        reader.start(if unproven { next_offset - 1 } else { next_offset })?;
-        Ok(Self { reader, peer: peer.to_owned(), next_offset, generation, unproven })
+        let mut this =
+            Self { reader, peer: peer.to_owned(), next_offset, generation: opening.generation, unproven: false };
+        match &opening.hello {
+            Some((offset, node_id)) if *offset >= extent.low && *offset < next_offset => {
+                this.reader.start(*offset)?;
+                let fetched = this.reader.next().await?;
+                this.prove_hello(&fetched, *offset, node_id)?;
+            }
+            // Kafka has forgotten that hello, or there was none yet.
+            _ => this.unproven = next_offset > extent.low,
+        }
+        this.reader.start(if this.unproven { next_offset - 1 } else { next_offset })?;
+        Ok(this)
     }
 
     /// The next record to apply; may be dropped without losing one.
     ///
     /// # Errors
-    /// [`Error::Gap`] if the topic turns out to be another one, and as [`TopicReader::next`].
+    /// [`Error::Gap`] if the topic turns out to be another one or to have a hole, and as [`TopicReader::next`].
     pub async fn next(&mut self) -> Result<Fetched, Error> {
         loop {
             let fetched = self.reader.next().await?;
-            if fetched.offset >= self.next_offset {
+            if fetched.offset > self.next_offset {
+                return Err(Error::Gap(format!(
+                    "topic {} goes from offset {} to {}: records between them are missing; bring them back, or copy the \
+                     tables and call duplex.resync_peer",
+                    self.reader.topic, self.next_offset, fetched.offset
+                )));
+            }
+            if fetched.offset == self.next_offset {
+                self.next_offset += 1;
                 self.unproven = false;
                 return Ok(fetched);
             }
@@ -201,20 +229,34 @@ impl PeerReader {
         }
     }
 
+    /// Looks at the newest hello that was applied: generations rise with each take-over, so no other topic has this one
+    /// at this place.
+    fn prove_hello(&self, fetched: &Fetched, offset: i64, node_id: &[u8]) -> Result<(), Error> {
+        let same = fetched.offset == offset
+            && Record::decode(&fetched.value).is_ok_and(|record| {
+                record.header.kind == Kind::Hello
+                    && record.header.node == self.peer
+                    && record.header.generation == self.generation
+                    && Hello::decode(record.body).is_ok_and(|hello| hello.node_id == *node_id)
+            });
+        if same { Ok(()) } else { Err(self.another(fetched.offset)) }
+    }
+
     /// Looks at the last record that was applied: is this still the same topic?
     fn prove(&self, fetched: &Fetched) -> Result<(), Error> {
         let same = Record::decode(&fetched.value).is_ok_and(|record| {
             let known = self.generation == 0 || record.header.generation <= self.generation;
             record.header.node == self.peer && known
         });
-        if same {
-            return Ok(());
-        }
-        Err(Error::Gap(format!(
-            "topic {} is not the one that was applied so far: its record at offset {} is another; use the right Kafka, \
-             or copy the tables and call duplex.resync_peer",
-            self.reader.topic, fetched.offset
-        )))
+        if same { Ok(()) } else { Err(self.another(fetched.offset)) }
+    }
+
+    fn another(&self, offset: i64) -> Error {
+        Error::Gap(format!(
+            "topic {} is not the one that was applied so far, it was made anew: its record at offset {offset} is another; \
+             bring the right one back, or copy the tables and call duplex.resync_peer",
+            self.reader.topic
+        ))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use duplex_protocol::record::Record;
+use duplex_protocol::record::{Kind, Record};
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::apply::Applier;
@@ -20,6 +21,9 @@ use crate::stop::Stop;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a stream that waits for its topic or for its place looks again.
 const WAIT: Duration = Duration::from_millis(500);
+/// How often parked changes are looked at, and how many of them are tried before the stream goes on.
+const LOOK_AT_PARKED: Duration = Duration::from_millis(500);
+const MOST_PARKED: usize = 100;
 
 /// What a stream remembers from one attempt to the next.
 #[derive(Debug, Default)]
@@ -27,6 +31,8 @@ struct Memory {
     backoff: Backoff,
     /// Offset of a record that failed by what may be a race, and how often it did.
     suspect: Option<(i64, u32)>,
+    /// Offset of a record that failed by what is in the data, and is to be applied with care.
+    careful_at: Option<i64>,
     told: Option<(PeerState, Option<String>)>,
 }
 
@@ -40,7 +46,7 @@ pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
         };
         let (policy, advice) = err.treatment();
         let policy = memory.hardened(policy, &err);
-        let reason = format!("{err}; {advice}");
+        let reason = err.reason();
         match policy {
             Policy::Retry | Policy::RetryTimes(_) => {
                 if memory.backoff.failures() == 0 {
@@ -55,6 +61,9 @@ pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
                     stop.unless(memory.tell(node, peer, PeerState::Waiting, Some(&reason))).await;
                 }
                 stop.sleep(WAIT).await;
+            }
+            Policy::Stop if memory.wants_care(&err) => {
+                tracing::info!(error = %err, "applied once more with care, to find the change that fails");
             }
             Policy::Stop | Policy::Gap => {
                 let state = if policy == Policy::Stop { PeerState::Stopped } else { PeerState::Gap };
@@ -78,6 +87,12 @@ impl Memory {
         if times > limit { Policy::Stop } else { policy }
     }
 
+    /// Whether an error is in the data, and which change it is of is still to be found out.
+    fn wants_care(&mut self, err: &Error) -> bool {
+        let Error::Apply { offset, change: None, .. } = err else { return false };
+        self.careful_at.replace(*offset) != Some(*offset)
+    }
+
     /// Writes the stream's state down unless it is known already. A database that is away learns of it later.
     async fn tell(&mut self, node: &Node, peer: &str, state: PeerState, reason: Option<&str>) {
         let news = (state, reason.map(str::to_owned));
@@ -93,7 +108,9 @@ impl Memory {
 
 /// Writes down why, and waits until a person sets the state back to waiting.
 async fn stand_still(node: &Node, peer: &str, state: PeerState, err: &Error, reason: &str, memory: &mut Memory) {
-    if let Error::Apply { offset, .. } | Error::Record { offset, .. } | Error::Broken { offset, .. } = err {
+    // A change that is known by name is written down already.
+    if let Error::Apply { offset, change: None, .. } | Error::Record { offset, .. } | Error::Broken { offset, .. } = err
+    {
         let mut backoff = Backoff::default();
         while let Err(err) = node.control.report_error(peer, *offset, &err.report()).await {
             tracing::debug!(error = %err, "an error could not be written down");
@@ -121,9 +138,12 @@ async fn stand_still(node: &Node, peer: &str, state: PeerState, err: &Error, rea
 async fn attempt(node: &Node, peer: &str, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
     let opening = async {
         let (applier, opening) = Applier::open(&node.settings, peer).await?;
-        let reader = PeerReader::open(node.kafka(), peer, opening.next_offset, opening.generation).await?;
-        let skips = node.control.skips_next(peer).await?;
-        Ok::<_, Error>((applier, opening, reader, skips))
+        let reader = PeerReader::open(node, peer, &opening).await?;
+        let orders = node.control.orders(peer, opening.next_offset).await?;
+        if orders.careful || memory.careful_at.is_some_and(|offset| offset >= opening.next_offset) {
+            applier.careful().await?;
+        }
+        Ok::<_, Error>((applier, opening, reader, orders.skip_next))
     };
     let (applier, opening, reader, skips) = match stop.unless(opening).await {
         None => return Ok(()),
@@ -138,7 +158,7 @@ async fn attempt(node: &Node, peer: &str, stop: &mut Stop, memory: &mut Memory) 
     memory.tell(node, peer, PeerState::Running, None).await;
     let sifter = Sifter::new(opening.generation);
     let gathering = Gathering { sifter, peer, skips, batch: Batch::default(), then: None };
-    Flow { applier, reader, gathering }.run(stop, memory).await
+    Flow { applier, reader, gathering, look_at_parked: Instant::now() }.run(stop, memory).await
 }
 
 /// What has to wait until the batch before it is applied.
@@ -172,6 +192,7 @@ struct Flow<'a> {
     applier: Applier,
     reader: PeerReader,
     gathering: Gathering<'a>,
+    look_at_parked: Instant,
 }
 
 impl Gathering<'_> {
@@ -197,12 +218,22 @@ impl Gathering<'_> {
         }
         match self.sifter.judge(&record.header) {
             Verdict::Void => tracing::debug!(offset, "a void record"),
-            Verdict::Whole { abandons: false } | Verdict::Chunk { last: true, .. } if self.skips => self.skip(offset),
+            Verdict::Whole { abandons: false } if self.skips && record.header.kind == Kind::Transaction => {
+                self.skip(offset);
+            }
+            Verdict::Chunk { last: true, .. } if self.skips => self.skip(offset),
             Verdict::Chunk { .. } if self.skips => {}
             Verdict::Whole { .. } if self.skips => self.batch.push(fetched),
             Verdict::Whole { abandons: false } => self.batch.push(fetched),
             Verdict::Whole { abandons: true } => self.then = Some(Then::Abandon(fetched)),
             Verdict::Chunk { first, last } => self.then = Some(Then::Chunk { fetched, first, last }),
+            // A hello was passed over: this is not how the stream went on from where it was applied.
+            Verdict::Broken(_) if record.header.generation > self.sifter.generation() => {
+                return Err(Error::Gap(format!(
+                    "the record at offset {offset} is of a later take-over of the stream than the one applied so far, and \
+                     what announced it is missing: the topic was made anew; copy the tables and call duplex.resync_peer"
+                )));
+            }
             Verdict::Broken(reason) => return Err(Error::Broken { offset, reason }),
         }
         Ok(())
@@ -218,9 +249,17 @@ impl Flow<'_> {
     /// Applies in rounds: a batch first, then what had to wait for it.
     async fn run(&mut self, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
         while !stop.requested() {
+            if !self.applier.is_open() && Instant::now() >= self.look_at_parked {
+                self.retry_parked().await?;
+            }
             if self.gathering.is_empty() {
-                let Some(fetched) = stop.unless(self.reader.next()).await else { return Ok(()) };
-                self.gathering.take(fetched?)?;
+                let next = tokio::time::timeout_at(self.look_at_parked, self.reader.next());
+                match stop.unless(next).await {
+                    None => return Ok(()),
+                    Some(Ok(fetched)) => self.gathering.take(fetched?)?,
+                    Some(Err(_)) if self.applier.is_open() => self.look_at_parked += LOOK_AT_PARKED,
+                    Some(Err(_)) => continue,
+                }
             }
             // What has come together goes together; a lone record does not wait for company.
             while self.gathering.goes_on() {
@@ -234,6 +273,19 @@ impl Flow<'_> {
             }
             memory.backoff.reset();
         }
+        Ok(())
+    }
+
+    /// Tries parked changes that are due.
+    async fn retry_parked(&mut self) -> Result<(), Error> {
+        for _ in 0..MOST_PARKED {
+            match self.applier.parked().await? {
+                None => break,
+                Some(true) => tracing::info!("a parked change is applied"),
+                Some(false) => tracing::debug!("a parked change failed again"),
+            }
+        }
+        self.look_at_parked = Instant::now() + LOOK_AT_PARKED;
         Ok(())
     }
 

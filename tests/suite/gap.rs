@@ -1,0 +1,163 @@
+//! What Kafka no longer has, or never had, stops that stream by name, and each such state has its way out.
+
+use anyhow::{Result, ensure};
+use duplex_lab::{Lab, Node, PATIENCE, topic, until};
+
+/// Three nodes with a table, and some changes of each applied everywhere.
+async fn three() -> Result<Lab> {
+    let lab = Lab::shared(3).await?;
+    lab.create_everywhere("create table t (id int primary key, v text)", &["t"]).await?;
+    for (i, node) in lab.nodes().iter().enumerate() {
+        node.exec(&format!("insert into t values ({i}, 'first')")).await?;
+        node.exec(&format!("update t set v = 'second' where id = {i}")).await?;
+    }
+    lab.converges(&["t"]).await?;
+    Ok(lab)
+}
+
+async fn published(node: &Node) -> Result<()> {
+    until("the queue to be empty", PATIENCE, async || {
+        let queued = node.queued().await?;
+        Ok(if queued == 0 { Ok(()) } else { Err(format!("{queued} transactions")) })
+    })
+    .await
+}
+
+/// The stream of `peer` stands still on `node`; those of the third node go on there.
+async fn others_go_on(lab: &Lab, id: i32) -> Result<()> {
+    let (b, c) = (lab.node(1), lab.node(2));
+    c.exec(&format!("insert into t values ({id}, 'goes on')")).await?;
+    b.shows(&format!("select v from t where id = {id}"), "goes on").await
+}
+
+#[tokio::test]
+async fn records_that_kafka_has_deleted_are_a_gap_until_the_peer_is_resynced() -> Result<()> {
+    let lab = three().await?;
+    let [a, b] = lab.pair();
+    b.relay().stop()?;
+    a.exec("insert into t values (10, 'missed'), (11, 'missed')").await?;
+    published(a).await?;
+    let end = topic::end(lab.kafka(), a.name()).await?;
+    topic::delete_records(lab.kafka(), a.name(), end).await?;
+    b.relay().start()?;
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains(&format!("begins at offset {end}")) && reason.contains("duplex.resync_peer"), "{reason}");
+    others_go_on(&lab, 20).await?;
+    ensure!(b.one("select count(*) from t where id in (10, 11)").await? == "0", "a jump");
+    // The rows are copied by hand, as replication, so that they are not captured; then the stream goes on.
+    b.exec(&format!(
+        "begin; set local duplex.origin = '{}'; insert into t values (10, 'missed'), (11, 'missed'); commit;
+         select duplex.resync_peer('{}', {end})",
+        a.name(),
+        a.name()
+    ))
+    .await?;
+    a.exec("insert into t values (12, 'after')").await?;
+    lab.converges(&["t"]).await?;
+    b.stream_is(a.name(), "running").await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn a_topic_that_is_gone_is_a_gap_until_its_records_are_back() -> Result<()> {
+    let lab = three().await?;
+    let [a, b] = lab.pair();
+    a.relay().stop()?;
+    let records: Vec<Vec<u8>> = topic::read(lab.kafka(), a.name()).await?.into_iter().map(|r| r.value).collect();
+    topic::delete(lab.kafka(), a.name()).await?;
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains("is gone") || reason.contains("Kafka no longer holds"), "{reason}");
+    lab.node(2).stream_is(a.name(), "gap").await?;
+    others_go_on(&lab, 20).await?;
+    topic::create(lab.kafka(), a.name(), &[]).await?;
+    topic::publish(lab.kafka(), a.name(), &records).await?;
+    for node in &lab.nodes()[1..] {
+        node.exec(&format!("select duplex.retry_peer('{}')", a.name())).await?;
+    }
+    a.relay().start()?;
+    a.exec("insert into t values (12, 'after')").await?;
+    lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_is_a_gap_whether_it_is_shorter_or_longer_than_the_old_one() -> Result<()> {
+    let lab = three().await?;
+    let [a, b] = lab.pair();
+    a.relay().stop()?;
+    b.relay().stop()?;
+    let applied = topic::end(lab.kafka(), a.name()).await?;
+    topic::delete(lab.kafka(), a.name()).await?;
+    a.relay().start()?;
+    until("the new topic", PATIENCE, async || {
+        let end = topic::end(lab.kafka(), a.name()).await?;
+        Ok(if end > 0 { Ok(()) } else { Err("empty") })
+    })
+    .await?;
+    b.relay().start()?;
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains("ends at offset") && reason.contains("made anew"), "{reason}");
+    b.relay().stop()?;
+
+    for id in 0..=applied {
+        a.exec(&format!("insert into t values ({}, 'anew')", 100 + id)).await?;
+    }
+    published(a).await?;
+    ensure!(topic::end(lab.kafka(), a.name()).await? > applied, "it is longer now");
+    b.exec(&format!("update duplex.peer_registry set state = 'waiting' where name = '{}'", a.name())).await?;
+    b.relay().start()?;
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains("not the one that was applied so far"), "{reason}");
+    others_go_on(&lab, 20).await?;
+    ensure!(b.one("select count(*) from t where v = 'anew'").await? == "0", "a jump");
+
+    // Nothing of the old topic was missed, so the new one is applied from its beginning.
+    for node in &lab.nodes()[1..] {
+        node.stream_is(a.name(), "gap").await?;
+        node.exec(&format!("select duplex.resync_peer('{}', 0)", a.name())).await?;
+    }
+    lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn another_kafka_under_the_address_is_a_gap_and_is_not_published_to() -> Result<()> {
+    let lab = three().await?;
+    let [a, b] = lab.pair();
+    let other = lab.another_kafka().await?;
+    b.relay().stop()?;
+    let astray = b.relay().with("DUPLEX_KAFKA", other.bootstrap());
+    astray.start()?;
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains("this is Kafka cluster") && reason.contains("use the right Kafka"), "{reason}");
+    b.exec("insert into t values (30, 'stays in the queue')").await?;
+    until("the relay to refuse to publish", PATIENCE, async || {
+        let log = astray.log()?;
+        Ok(if log.contains("duplex.change_kafka()") { Ok(()) } else { Err("not a word") })
+    })
+    .await?;
+    assert_eq!(b.queued().await?, 1);
+    assert_eq!(topic::end(&other, b.name()).await?, 0);
+    ensure!(astray.stop()?.success(), "{}", astray.log_tail(20));
+    // The right one again: all goes on by itself.
+    b.relay().start()?;
+    a.exec("insert into t values (12, 'after')").await?;
+    b.stream_is(a.name(), "running").await?;
+    lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn only_a_stream_that_stands_still_can_be_told_to_go_on() -> Result<()> {
+    let lab = three().await?;
+    let [a, b] = lab.pair();
+    b.stream_is(a.name(), "running").await?;
+    let session = b.connect().await?;
+    for call in ["retry_peer('P')", "skip_change('P')", "skip_transaction('P')", "resync_peer('P', 3)"] {
+        let error = session.refuses("55000", &format!("select duplex.{}", call.replace('P', a.name()))).await?;
+        ensure!(error.hint().is_some_and(|hint| hint.contains("duplex.peers")), "{error:?}");
+    }
+    session.refuses("42704", "select duplex.retry_peer('nobody')").await?;
+    session.refuses("22023", &format!("select duplex.resync_peer('{}', -1)", a.name())).await?;
+    lab.stop_relays()
+}
