@@ -12,6 +12,7 @@ mod draining;
 mod durable;
 mod echo;
 mod enabling;
+mod failover;
 mod flush;
 mod gap;
 mod hostile;

@@ -6,18 +6,21 @@
 
 pub mod in_flight;
 pub mod producer;
+pub mod replay;
 pub mod source;
 pub mod tail;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use duplex_protocol::record::{Header, Hello, Position, Record};
+use duplex_protocol::record::{Header, Hello, Record};
 use futures_util::future::BoxFuture;
 
 use self::in_flight::InFlight;
 use self::producer::Producer;
+use self::replay::Replay;
 use self::source::{Opening, Source};
+use self::tail::Identity;
 use crate::backoff::Backoff;
 use crate::errors::{Error, Policy};
 use crate::failpoints::{self, Place};
@@ -67,19 +70,25 @@ async fn generation(node: &Node, stop: &mut Stop, backoff: &mut Backoff) -> Resu
 }
 
 /// Waits for the node's place, takes it, and finds out what the topic holds.
-async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Position, i64>, u64), Error> {
+async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Identity, i64>, u64), Error> {
     let source = Source::connect(&node.settings).await?;
     let mut newest_generation = 0;
     loop {
         let opening = wait_for_place(&source, newest_generation).await?;
         let topic = topic_of(&opening.node);
+        meet_kafka(node).await?;
         node.kafka().ensure_topic(&topic).await?;
         let mut producer = Producer::new(node.kafka(), topic.clone())?;
         let hello = Record::decode(&opening.hello).map_err(|source| Error::Record { offset: -1, source })?;
         let who = Hello::decode(hello.body).map_err(|source| Error::Record { offset: -1, source })?;
         producer.send(0, &hello.header, &opening.hello)?;
         let (_, hello_offset) = producer.delivered().await?;
-        let tail = tail::read_back(node.kafka(), &topic, opening.topic_offset, hello_offset, who.node_id).await?;
+        let replay = Replay::new(&source, &node.settings, &opening.node);
+        let confirmed = opening.topic_offset;
+        let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
+        if tail.replayed > 0 {
+            tracing::warn!(transactions = tail.replayed, "lost transactions are back, or were back already");
+        }
         if tail.newest_generation < opening.generation {
             if !tail.published.is_empty() {
                 tracing::info!(transactions = tail.published.len(), "found published and not confirmed");
@@ -93,6 +102,15 @@ async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Position, i
             "the topic is ahead of this database"
         );
         newest_generation = tail.newest_generation;
+    }
+}
+
+/// Publishing elsewhere would take the queue to where no peer reads it.
+async fn meet_kafka(node: &Node) -> Result<(), Error> {
+    let found = node.kafka().cluster_id().await?;
+    match node.control.meet_kafka(&found, None).await? {
+        Some(known) if known != found => Err(Error::OtherKafka { known, found }),
+        _ => Ok(()),
     }
 }
 
@@ -115,7 +133,7 @@ async fn wait_for_place(source: &Source, newest_generation: u64) -> Result<Openi
 struct Publisher {
     producer: Producer,
     /// What the topic holds already, from before.
-    published: HashMap<Position, i64>,
+    published: HashMap<Identity, i64>,
     in_flight: InFlight,
     /// The server has handed out all of its present pass: it has nothing more before all of that is confirmed.
     pass_is_out: bool,
@@ -190,10 +208,10 @@ impl Publisher {
     }
 
     async fn publish_one(&mut self, header: &Header, value: &[u8]) -> Result<(), Error> {
-        let Header { position, last, .. } = *header;
-        if let Some(&offset) = self.published.get(&position) {
+        let Header { position, last, commit_ts, .. } = *header;
+        if let Some(&offset) = self.published.get(&(position, commit_ts)) {
             if last {
-                self.published.remove(&position);
+                self.published.remove(&(position, commit_ts));
             }
             self.in_flight.found(position, last, offset);
             return Ok(());

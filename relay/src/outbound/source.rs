@@ -5,6 +5,7 @@ use futures_util::future;
 use tokio_postgres::Statement;
 
 use super::in_flight::Confirmation;
+use super::tail::Identity;
 use crate::config::Settings;
 use crate::database::Session;
 use crate::errors::Error;
@@ -62,6 +63,18 @@ impl Source {
             topic_offset: row.get(2),
             hello: row.get(3),
         }))
+    }
+
+    /// Which of these transactions, found in the own topic, the database never committed.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn missing(&self, found: &[Identity]) -> Result<Vec<bool>, Error> {
+        let xids: Vec<i64> = found.iter().map(|(position, _)| position.xid as i64).collect();
+        let commit_ts: Vec<i64> = found.iter().map(|&(_, commit_ts)| commit_ts).collect();
+        let rows = self.session.query("select duplex.drain_missing($1, $2)", &[&xids, &commit_ts]).await;
+        let rows = rows.map_err(Error::database("asking what of the own topic the database has"))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Confirms, drains, or both in one go: the two travel together, and the server does them in this order.

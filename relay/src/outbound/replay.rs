@@ -1,0 +1,138 @@
+//! Bringing back what the database has lost of its own stream.
+//!
+//! A standby that was promoted before it had received everything lacks transactions that are published already: the
+//! peers have them, and this database never will, unless it takes them from its own topic. They are applied as a peer's
+//! are, in a session marked with the node's own name: not captured again, with the version that they always had, each
+//! together with its offset, so that it comes back once, however often this is cut off.
+
+use std::collections::HashMap;
+
+use super::source::Source;
+use super::tail::{Found, Identity};
+use crate::config::Settings;
+use crate::errors::Error;
+use crate::inbound::apply::Applier;
+use crate::inbound::batch::Batch;
+use crate::inbound::consumer::Fetched;
+
+/// Sorts what the tail of the topic holds: what the database has is remembered, what it lacks is applied.
+#[derive(Debug)]
+pub struct Replay<'s> {
+    source: &'s Source,
+    settings: &'s Settings,
+    node: &'s str,
+    applier: Option<Applier>,
+    /// Transactions of one record that the database was not asked about yet.
+    batch: Batch,
+    identities: Vec<Identity>,
+    /// Whether the database lacks the longer transaction that is being read.
+    lacks_open: bool,
+    published: HashMap<Identity, i64>,
+    replayed: usize,
+}
+
+impl<'s> Replay<'s> {
+    /// For the node that `source` drains.
+    pub fn new(source: &'s Source, settings: &'s Settings, node: &'s str) -> Self {
+        Self {
+            source,
+            settings,
+            node,
+            applier: None,
+            batch: Batch::default(),
+            identities: Vec::new(),
+            lacks_open: false,
+            published: HashMap::new(),
+            replayed: 0,
+        }
+    }
+
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// [`Error::Database`], [`Error::Apply`].
+    pub async fn take(&mut self, fetched: Fetched, identity: Identity, found: Found) -> Result<(), Error> {
+        match found {
+            Found::Nothing => Ok(()),
+            Found::Whole => {
+                self.batch.push(fetched);
+                self.identities.push(identity);
+                if self.batch.has_room() { Ok(()) } else { self.flush().await }
+            }
+            Found::Chunk { first, last } => self.chunk(&fetched, identity, first, last).await,
+            Found::Abandons => {
+                self.flush().await?;
+                if std::mem::take(&mut self.lacks_open) {
+                    self.applier().await?.abandon().await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn chunk(&mut self, fetched: &Fetched, identity: Identity, first: bool, last: bool) -> Result<(), Error> {
+        if first {
+            self.flush().await?;
+            self.lacks_open = self.source.missing(&[identity]).await?.contains(&true);
+        }
+        if self.lacks_open {
+            self.applier().await?.chunk(fetched, first, last).await?;
+        } else if last {
+            self.published.insert(identity, fetched.offset);
+        }
+        if last && std::mem::take(&mut self.lacks_open) {
+            self.replayed += 1;
+        }
+        Ok(())
+    }
+
+    /// Asks the database about the records that have come together, and applies those that it lacks.
+    async fn flush(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let missing = self.source.missing(&self.identities).await?;
+        let Batch { records, offsets, .. } = std::mem::take(&mut self.batch);
+        let mut lacking = Batch::default();
+        for (((value, offset), identity), missing) in
+            records.into_iter().zip(offsets).zip(self.identities.drain(..)).zip(missing)
+        {
+            if missing {
+                lacking.push(Fetched { offset, value });
+            } else {
+                self.published.insert(identity, offset);
+            }
+        }
+        if !lacking.is_empty() {
+            self.replayed += lacking.records.len();
+            self.applier().await?.batch(&lacking).await?;
+        }
+        Ok(())
+    }
+
+    /// The session that applies, opened once there is something to apply.
+    async fn applier(&mut self) -> Result<&mut Applier, Error> {
+        if self.applier.is_none() {
+            let (applier, opening) = Applier::open(self.settings, self.node).await?;
+            tracing::warn!(
+                from = opening.next_offset,
+                "this database lacks transactions of its own that are published, as one does that was promoted before it \
+                 had all: bringing them back from the topic"
+            );
+            self.applier = Some(applier);
+        }
+        self.applier.as_mut().ok_or(Error::Ending)
+    }
+
+    /// The end of the tail: what is published and will be drained again, and how many transactions were brought back.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub async fn finish(mut self) -> Result<(HashMap<Identity, i64>, usize), Error> {
+        self.flush().await?;
+        if self.lacks_open {
+            self.applier().await?.abandon().await?;
+        }
+        Ok((self.published, self.replayed))
+    }
+}
