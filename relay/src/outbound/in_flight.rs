@@ -1,8 +1,10 @@
 //! Records on their way to Kafka, in order, and how far whole transactions have arrived there.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use duplex_protocol::record::Position;
+
+use super::tail::Found;
 
 /// What librdkafka keeps beside a record's bytes, headers included.
 const OVERHEAD: usize = 800;
@@ -13,6 +15,7 @@ struct Entry {
     last: bool,
     cost: usize,
     offset: Option<i64>,
+    found: Option<Found>,
 }
 
 /// Up to where Kafka has everything.
@@ -20,7 +23,8 @@ struct Entry {
 pub struct Confirmation {
     /// The newest whole transaction.
     pub position: Position,
-    /// Where its last record is in the topic.
+    /// Where to read on after a crash: nothing that is not confirmed is at or before it, and either the record there or
+    /// the one after it is valid.
     pub offset: i64,
 }
 
@@ -31,25 +35,46 @@ pub struct InFlight {
     first: usize,
     unacknowledged: usize,
     cost: usize,
+    /// Offset of the newest record of ours that Kafka has told one of.
+    known_offset: i64,
+    /// First offsets of what the topic holds from before a crash and is not confirmed. The database need not hand it
+    /// out in the order in which it was published: a transaction with a lower position may have ended since.
+    found: BTreeSet<i64>,
 }
 
 impl InFlight {
+    /// Starts behind our hello, with what the topic holds already and nobody has confirmed.
+    pub fn after_hello<'a>(hello_offset: i64, found: impl IntoIterator<Item = &'a Found>) -> Self {
+        let found = found.into_iter().map(|found| found.first).collect();
+        Self { known_offset: hello_offset, found, ..Self::default() }
+    }
+
+    /// What was found and never handed out does not count any more.
+    pub fn forget_found(&mut self) {
+        self.found.clear();
+    }
+
     /// Takes a record that goes to Kafka now. Returns its number, to be given back with the acknowledgement.
     pub fn sent(&mut self, position: Position, last: bool, bytes: usize) -> usize {
         let cost = bytes + OVERHEAD;
-        self.entries.push_back(Entry { position, last, cost, offset: None });
+        self.entries.push_back(Entry { position, last, cost, offset: None, found: None });
         self.unacknowledged += 1;
         self.cost += cost;
         self.first + self.entries.len() - 1
     }
 
     /// Takes a record of a transaction that the topic holds already, from before a crash.
-    pub fn found(&mut self, position: Position, last: bool, offset: i64) {
-        self.entries.push_back(Entry { position, last, cost: 0, offset: Some(offset) });
+    pub fn found(&mut self, position: Position, last: bool, found: Found) {
+        self.entries.push_back(Entry { position, last, cost: 0, offset: Some(found.last), found: Some(found) });
     }
 
     /// Kafka has record `number`, at `offset`.
+    ///
+    /// A negative offset means that it is there and Kafka does not know where: the broker died before it could
+    /// acknowledge the record, and recognised it when it came again. Then the record before it has to stand for it.
     pub fn acknowledged(&mut self, number: usize, offset: i64) {
+        self.known_offset = self.known_offset.max(offset);
+        let offset = if offset < 0 { self.known_offset } else { offset };
         let entry = number.checked_sub(self.first).and_then(|index| self.entries.get_mut(index));
         if let Some(entry) = entry.filter(|entry| entry.offset.is_none()) {
             entry.offset = Some(offset);
@@ -69,9 +94,21 @@ impl InFlight {
                 whole = index + 1;
             }
         }
-        self.entries.drain(..whole);
+        for entry in self.entries.drain(..whole) {
+            if let Some(found) = entry.found {
+                self.found.remove(&found.first);
+            }
+        }
         self.first += whole;
+        if let (Some(confirmation), Some(first)) = (&mut confirmation, self.found.first()) {
+            confirmation.offset = confirmation.offset.min(first - 1);
+        }
         confirmation
+    }
+
+    /// Whether what was handed out last is a whole transaction.
+    pub fn ends_whole(&self) -> bool {
+        self.entries.back().is_some_and(|entry| entry.last)
     }
 
     /// Whether nothing is left to confirm.
@@ -120,12 +157,38 @@ mod tests {
 
     #[test]
     fn what_the_topic_holds_already_is_confirmed_with_its_old_offset() {
-        let mut flight = InFlight::default();
-        flight.found(at(1), true, 40);
+        let found = Found { first: 39, last: 40 };
+        let mut flight = InFlight::after_hello(45, [&found]);
+        flight.found(at(1), false, found);
+        assert!(!flight.ends_whole());
+        flight.found(at(1), true, found);
         let b = flight.sent(at(2), true, 10);
         assert_eq!(flight.confirm(), Some(Confirmation { position: at(1), offset: 40 }));
         flight.acknowledged(b, 50);
         flight.acknowledged(b, 50);
         assert_eq!(flight.confirm(), Some(Confirmation { position: at(2), offset: 50 }));
+    }
+
+    #[test]
+    fn a_record_of_which_kafka_does_not_know_where_it_is_leaves_the_offset_behind_it() {
+        let mut flight = InFlight::after_hello(45, []);
+        let (a, b) = (flight.sent(at(1), true, 10), flight.sent(at(2), true, 10));
+        flight.acknowledged(a, -1001);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: at(1), offset: 45 }));
+        flight.acknowledged(b, 47);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: at(2), offset: 47 }));
+    }
+
+    #[test]
+    fn what_was_found_and_is_not_confirmed_will_be_found_again() {
+        // 2 was published by a relay that died; 1 was prepared then and has a lower position.
+        let found = Found { first: 39, last: 40 };
+        let mut flight = InFlight::after_hello(45, [&found]);
+        let late = flight.sent(at(1), true, 10);
+        flight.found(at(2), false, found);
+        flight.acknowledged(late, 50);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: at(1), offset: 38 }));
+        flight.found(at(2), true, found);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: at(2), offset: 40 }));
     }
 }

@@ -20,7 +20,7 @@ use self::in_flight::InFlight;
 use self::producer::Producer;
 use self::replay::Replay;
 use self::source::{Opening, Source};
-use self::tail::Identity;
+use self::tail::{Found, Identity};
 use crate::backoff::Backoff;
 use crate::errors::{Error, Policy};
 use crate::failpoints::{self, Place};
@@ -59,18 +59,29 @@ pub async fn run(node: &Node, mut stop: Stop) {
 /// One generation, to its first error or to the end of the relay.
 async fn generation(node: &Node, stop: &mut Stop, backoff: &mut Backoff) -> Result<(), Error> {
     let Some(opened) = stop.unless(take_over(node)).await else { return Ok(()) };
-    let (source, producer, published, generation) = opened?;
+    let Seat { source, producer, hello_offset, published, generation } = opened?;
     if backoff.failures() > 0 {
         tracing::info!(generation, "publishing goes on");
     } else {
         tracing::info!(generation, "publishing");
     }
     backoff.reset();
-    Publisher { producer, published, in_flight: InFlight::default(), pass_is_out: false }.run(&source, stop).await
+    let in_flight = InFlight::after_hello(hello_offset, published.values());
+    Publisher { producer, published, in_flight, pass_is_out: false }.run(&source, stop).await
+}
+
+/// The node's place, taken.
+struct Seat {
+    source: Source,
+    producer: Producer,
+    hello_offset: i64,
+    /// What the topic holds and nobody has confirmed.
+    published: HashMap<Identity, Found>,
+    generation: u64,
 }
 
 /// Waits for the node's place, takes it, and finds out what the topic holds.
-async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Identity, i64>, u64), Error> {
+async fn take_over(node: &Node) -> Result<Seat, Error> {
     let source = Source::connect(&node.settings).await?;
     let mut newest_generation = 0;
     loop {
@@ -83,6 +94,9 @@ async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Identity, i
         let who = Hello::decode(hello.body).map_err(|source| Error::Record { offset: -1, source })?;
         producer.send(0, &hello.header, &opening.hello)?;
         let (_, hello_offset) = producer.delivered().await?;
+        if hello_offset < 0 {
+            return Err(Error::Broken { offset: hello_offset, reason: "Kafka does not say where the hello is" });
+        }
         let replay = Replay::new(&source, &node.settings, &opening.node);
         let confirmed = opening.topic_offset;
         let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
@@ -93,7 +107,8 @@ async fn take_over(node: &Node) -> Result<(Source, Producer, HashMap<Identity, i
             if !tail.published.is_empty() {
                 tracing::info!(transactions = tail.published.len(), "found published and not confirmed");
             }
-            return Ok((source, producer, tail.published, opening.generation));
+            let (published, generation) = (tail.published, opening.generation);
+            return Ok(Seat { source, producer, hello_offset, published, generation });
         }
         // The database is older than its topic: a standby that was promoted, a backup that was restored.
         tracing::warn!(
@@ -133,7 +148,7 @@ async fn wait_for_place(source: &Source, newest_generation: u64) -> Result<Openi
 struct Publisher {
     producer: Producer,
     /// What the topic holds already, from before.
-    published: HashMap<Identity, i64>,
+    published: HashMap<Identity, Found>,
     in_flight: InFlight,
     /// The server has handed out all of its present pass: it has nothing more before all of that is confirmed.
     pass_is_out: bool,
@@ -142,7 +157,7 @@ struct Publisher {
 impl Publisher {
     async fn run(&mut self, source: &Source, stop: &mut Stop) -> Result<(), Error> {
         let mut request: Option<BoxFuture<'_, Result<Vec<Vec<u8>>, Error>>> = None;
-        let mut confirming = false;
+        let (mut confirming, mut draining) = (false, false);
         loop {
             let ending = stop.requested();
             if request.is_none() {
@@ -157,7 +172,7 @@ impl Publisher {
                 }
                 let drains = !ending && !self.pass_is_out && self.in_flight.cost() < MOST_IN_FLIGHT;
                 let drain = drains.then_some((DRAIN_WAIT_MS, DRAIN_BYTES));
-                confirming = confirm.is_some();
+                (confirming, draining) = (confirm.is_some(), drain.is_some());
                 if confirm.is_some() || drain.is_some() {
                     request = Some(Box::pin(source.step(confirm, drain)));
                 } else if ending && self.in_flight.unacknowledged() == 0 {
@@ -177,6 +192,9 @@ impl Publisher {
                     if confirming {
                         failpoints::pass(Place::OutboundAfterConfirm);
                     }
+                    if draining && records.is_empty() && self.in_flight.is_empty() {
+                        self.forget_found();
+                    }
                     self.publish(records).await?;
                 }
                 // 3: the end is wished for
@@ -191,6 +209,12 @@ impl Publisher {
             self.in_flight.acknowledged(number, offset);
         }
         Ok(())
+    }
+
+    /// The server has nothing more: what the topic holds beyond that was confirmed before.
+    fn forget_found(&mut self) {
+        self.published.clear();
+        self.in_flight.forget_found();
     }
 
     async fn publish(&mut self, records: Vec<Vec<u8>>) -> Result<(), Error> {
@@ -209,11 +233,11 @@ impl Publisher {
 
     async fn publish_one(&mut self, header: &Header, value: &[u8]) -> Result<(), Error> {
         let Header { position, last, commit_ts, .. } = *header;
-        if let Some(&offset) = self.published.get(&(position, commit_ts)) {
+        if let Some(&found) = self.published.get(&(position, commit_ts)) {
             if last {
                 self.published.remove(&(position, commit_ts));
             }
-            self.in_flight.found(position, last, offset);
+            self.in_flight.found(position, last, found);
             return Ok(());
         }
         let number = self.in_flight.sent(position, last, value.len());

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::source::Source;
-use super::tail::{Found, Identity};
+use super::tail::{Found, Identity, Judgement, Piece};
 use crate::config::Settings;
 use crate::errors::Error;
 use crate::inbound::apply::Applier;
@@ -25,9 +25,11 @@ pub struct Replay<'s> {
     /// Transactions of one record that the database was not asked about yet.
     batch: Batch,
     identities: Vec<Identity>,
-    /// Whether the database lacks the longer transaction that is being read.
+    /// Where the longer transaction that is being read begins.
+    open_since: i64,
+    /// Whether the database lacks it.
     lacks_open: bool,
-    published: HashMap<Identity, i64>,
+    published: HashMap<Identity, Found>,
     replayed: usize,
 }
 
@@ -41,6 +43,7 @@ impl<'s> Replay<'s> {
             applier: None,
             batch: Batch::default(),
             identities: Vec::new(),
+            open_since: 0,
             lacks_open: false,
             published: HashMap::new(),
             replayed: 0,
@@ -51,34 +54,50 @@ impl<'s> Replay<'s> {
     ///
     /// # Errors
     /// [`Error::Database`], [`Error::Apply`].
-    pub async fn take(&mut self, fetched: Fetched, identity: Identity, found: Found) -> Result<(), Error> {
-        match found {
-            Found::Nothing => Ok(()),
-            Found::Whole => {
+    pub async fn take(&mut self, fetched: Fetched, identity: Identity, judgement: Judgement) -> Result<(), Error> {
+        if judgement.voids {
+            self.forget().await?;
+        }
+        match judgement.piece {
+            Piece::Nothing => Ok(()),
+            Piece::Whole => {
                 self.batch.push(fetched);
                 self.identities.push(identity);
                 if self.batch.has_room() { Ok(()) } else { self.flush().await }
             }
-            Found::Chunk { first, last } => self.chunk(&fetched, identity, first, last).await,
-            Found::Abandons => {
+            Piece::Chunk { first, last } => self.chunk(&fetched, identity, first, last).await,
+            Piece::Abandons => {
                 self.flush().await?;
-                if std::mem::take(&mut self.lacks_open) {
-                    self.applier().await?.abandon().await?;
-                }
-                Ok(())
+                self.abandon().await
             }
         }
+    }
+
+    /// What has come so far is void.
+    async fn forget(&mut self) -> Result<(), Error> {
+        self.batch = Batch::default();
+        self.identities.clear();
+        self.published.clear();
+        self.abandon().await
+    }
+
+    async fn abandon(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.lacks_open) {
+            self.applier().await?.abandon().await?;
+        }
+        Ok(())
     }
 
     async fn chunk(&mut self, fetched: &Fetched, identity: Identity, first: bool, last: bool) -> Result<(), Error> {
         if first {
             self.flush().await?;
+            self.open_since = fetched.offset;
             self.lacks_open = self.source.missing(&[identity]).await?.contains(&true);
         }
         if self.lacks_open {
             self.applier().await?.chunk(fetched, first, last).await?;
         } else if last {
-            self.published.insert(identity, fetched.offset);
+            self.published.insert(identity, Found { first: self.open_since, last: fetched.offset });
         }
         if last && std::mem::take(&mut self.lacks_open) {
             self.replayed += 1;
@@ -100,7 +119,7 @@ impl<'s> Replay<'s> {
             if missing {
                 lacking.push(Fetched { offset, value });
             } else {
-                self.published.insert(identity, offset);
+                self.published.insert(identity, Found { first: offset, last: offset });
             }
         }
         if !lacking.is_empty() {
@@ -128,11 +147,9 @@ impl<'s> Replay<'s> {
     ///
     /// # Errors
     /// As [`Self::take`].
-    pub async fn finish(mut self) -> Result<(HashMap<Identity, i64>, usize), Error> {
+    pub async fn finish(mut self) -> Result<(HashMap<Identity, Found>, usize), Error> {
         self.flush().await?;
-        if self.lacks_open {
-            self.applier().await?.abandon().await?;
-        }
+        self.abandon().await?;
         Ok((self.published, self.replayed))
     }
 }

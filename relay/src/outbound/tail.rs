@@ -16,11 +16,20 @@ use crate::sifter::{Sifter, Verdict};
 /// is not.
 pub type Identity = (Position, Timestamp);
 
+/// Where a whole transaction is in the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Offset of its first record.
+    pub first: i64,
+    /// Offset of its last record.
+    pub last: i64,
+}
+
 /// What the end of the stream holds.
 #[derive(Debug, Default)]
 pub struct Tail {
-    /// Whole transactions that the database has and will hand out again, and the offset of their last record.
-    pub published: HashMap<Identity, i64>,
+    /// Whole transactions that the database has, and has not confirmed or only just.
+    pub published: HashMap<Identity, Found>,
     /// The greatest generation that another relay has announced there.
     pub newest_generation: u64,
     /// Transactions that the database had lost.
@@ -29,8 +38,8 @@ pub struct Tail {
 
 /// What a record of the tail is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// Void, no transaction, or of another database.
+pub enum Piece {
+    /// Void, no transaction, of another database, or of a transaction that is confirmed.
     Nothing,
     /// A transaction of one record.
     Whole,
@@ -45,10 +54,27 @@ pub enum Found {
     Abandons,
 }
 
+/// What the next record says of those before it, and what it is itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judgement {
+    /// All that came so far is void.
+    pub voids: bool,
+    /// What the record is.
+    pub piece: Piece,
+}
+
 /// Judges the tail record by record.
 #[derive(Debug)]
 pub struct Judge {
     sifter: Sifter,
+    /// The greatest generation so far.
+    generation: u64,
+    /// A hello has said which generation counts. Before the first one the greatest does: see [`read_back`].
+    greeted: bool,
+    /// First record of the transaction that is being read.
+    first: i64,
+    /// Up to here all is confirmed.
+    confirmed: i64,
     node_id: [u8; 16],
     /// A hello of another database under this name: what follows is not ours.
     foreign: bool,
@@ -57,30 +83,58 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// For the database with this identity.
-    pub fn new(node_id: [u8; 16]) -> Self {
-        Self { sifter: Sifter::new(0), node_id, foreign: false, newest_generation: 0 }
+    /// For the database with this identity, which knows that all up to `confirmed` is in the topic.
+    pub fn new(node_id: [u8; 16], confirmed: Option<i64>) -> Self {
+        Self {
+            sifter: Sifter::new(0),
+            generation: 0,
+            greeted: false,
+            first: 0,
+            confirmed: confirmed.unwrap_or(-1),
+            node_id,
+            foreign: false,
+            newest_generation: 0,
+        }
     }
 
     /// Judges the next record.
-    pub fn take(&mut self, record: &Record<'_>) -> Found {
+    pub fn take(&mut self, offset: i64, record: &Record<'_>) -> Judgement {
         let header = &record.header;
         if header.kind == Kind::Hello {
+            self.greeted = true;
             self.newest_generation = self.newest_generation.max(header.generation);
             self.foreign = Hello::decode(record.body).is_ok_and(|hello| hello.node_id != self.node_id);
         }
-        let verdict = self.sifter.judge(header);
-        match verdict {
-            Verdict::Whole { abandons: true } => Found::Abandons,
-            _ if self.foreign || header.kind != Kind::Transaction => Found::Nothing,
-            Verdict::Whole { .. } => Found::Whole,
-            Verdict::Chunk { first, last } => Found::Chunk { first, last },
-            Verdict::Void | Verdict::Broken(_) => Found::Nothing,
+        let mut voids = false;
+        if header.generation > self.generation {
+            self.generation = header.generation;
+            if !self.greeted {
+                // What came so far was void already where reading began.
+                self.sifter = Sifter::new(header.generation);
+                voids = true;
+            }
         }
+        let verdict = self.sifter.judge(header);
+        if matches!(verdict, Verdict::Whole { .. } | Verdict::Chunk { first: true, .. }) {
+            self.first = offset;
+        }
+        let piece = match verdict {
+            Verdict::Whole { abandons: true } => Piece::Abandons,
+            _ if self.foreign || header.kind != Kind::Transaction || self.first <= self.confirmed => Piece::Nothing,
+            Verdict::Whole { .. } => Piece::Whole,
+            Verdict::Chunk { first, last } => Piece::Chunk { first, last },
+            Verdict::Void | Verdict::Broken(_) => Piece::Nothing,
+        };
+        Judgement { voids, piece }
     }
 }
 
-/// Reads the topic from after `confirmed` up to the hello at `hello_offset`.
+/// Reads the topic from `confirmed` up to the hello at `hello_offset`.
+///
+/// A record of a relay that was thought dead may stand anywhere, and only the generation before it says that it is
+/// void. So reading begins with the record at `confirmed` itself: either that one or the next is valid
+/// ([`InFlight::confirm`](super::in_flight::InFlight::confirm)), hence of the generation that counted there, which is
+/// the greatest before the next hello.
 ///
 /// # Errors
 /// [`Error::Kafka`], and those of [`Replay`].
@@ -93,12 +147,12 @@ pub async fn read_back(
     mut replay: Replay<'_>,
 ) -> Result<Tail, Error> {
     let (reader, extent) = TopicReader::open(kafka, topic.to_owned()).await?;
-    let mut start = confirmed.map_or(extent.low, |offset| (offset + 1).max(extent.low));
-    if start > hello_offset {
+    let known = confirmed.filter(|&offset| offset < hello_offset);
+    if known != confirmed {
         tracing::warn!(topic, confirmed, end = hello_offset, "the topic is shorter than it was: it was made anew");
-        start = extent.low;
     }
-    let mut judge = Judge::new(node_id);
+    let start = known.map_or(extent.low, |offset| offset.max(extent.low));
+    let mut judge = Judge::new(node_id, known);
     if start < hello_offset {
         reader.start(start)?;
         loop {
@@ -109,8 +163,8 @@ pub async fn read_back(
             match Record::decode(&fetched.value) {
                 Ok(record) => {
                     let identity = (record.header.position, record.header.commit_ts);
-                    let found = judge.take(&record);
-                    replay.take(fetched, identity, found).await?;
+                    let judgement = judge.take(fetched.offset, &record);
+                    replay.take(fetched, identity, judgement).await?;
                 }
                 Err(err) => tracing::warn!(topic, offset = fetched.offset, error = %err, "a record is not ours"),
             }
@@ -142,14 +196,23 @@ mod tests {
         }
     }
 
-    /// Whole transactions, by the number of their last record, and the newest generation.
-    fn read(records: &[Vec<u8>]) -> (Vec<usize>, u64) {
-        let mut judge = Judge::new([7; 16]);
+    /// Whole transactions (id, first and last offset), and the newest generation.
+    fn read(records: &[Vec<u8>]) -> (Vec<(u64, i64, i64)>, u64) {
+        read_after(None, records)
+    }
+
+    /// As if the topic had been read from `confirmed` on; the first record is the one there.
+    fn read_after(confirmed: Option<i64>, records: &[Vec<u8>]) -> (Vec<(u64, i64, i64)>, u64) {
+        let mut judge = Judge::new([7; 16], confirmed);
         let mut whole = Vec::new();
-        for (number, bytes) in records.iter().enumerate() {
-            let found = judge.take(&Record::decode(bytes).expect("made here"));
-            if matches!(found, Found::Whole | Found::Chunk { last: true, .. }) {
-                whole.push(number);
+        for (offset, bytes) in (confirmed.unwrap_or(0)..).zip(records) {
+            let record = Record::decode(bytes).expect("made here");
+            let judgement = judge.take(offset, &record);
+            if judgement.voids {
+                whole.clear();
+            }
+            if matches!(judgement.piece, Piece::Whole | Piece::Chunk { last: true, .. }) {
+                whole.push((record.header.position.xid, judge.first, offset));
             }
         }
         (whole, judge.newest_generation)
@@ -175,13 +238,41 @@ mod tests {
             transaction(4, 13, 0, true),
             transaction(5, 14, 0, true),
         ]);
-        assert_eq!(whole, [0, 2, 6]);
+        assert_eq!(whole, [(10, 0, 0), (11, 1, 2), (14, 6, 6)]);
         assert_eq!(newest_generation, 5);
+    }
+
+    #[test]
+    fn a_late_record_right_after_the_confirmed_one_is_void() {
+        // Taken for valid, transaction 11 would never be sent again; and 12, valid, would be sent twice.
+        let (whole, _) = read_after(
+            Some(100),
+            &[transaction(5, 10, 0, true), transaction(4, 11, 0, true), transaction(5, 12, 0, true), hello(6, 7)],
+        );
+        assert_eq!(whole, [(12, 102, 102)]);
+        let (whole, _) = read_after(Some(100), &[transaction(5, 10, 0, true), transaction(4, 11, 0, true)]);
+        assert_eq!(whole, []);
+    }
+
+    #[test]
+    fn a_late_record_at_the_confirmed_offset_is_void_too() {
+        // Where the next record is the first that is not confirmed, the one before it may be anything.
+        let (whole, _) = read_after(
+            Some(100),
+            &[transaction(4, 9, 0, true), transaction(5, 10, 0, false), transaction(5, 10, 1, true)],
+        );
+        assert_eq!(whole, [(10, 101, 102)]);
+    }
+
+    #[test]
+    fn the_rest_of_a_confirmed_transaction_is_none() {
+        let (whole, _) = read_after(Some(100), &[transaction(5, 10, 3, true), transaction(5, 11, 0, true)]);
+        assert_eq!(whole, [(11, 101, 101)]);
     }
 
     #[test]
     fn a_stream_left_by_another_database_of_that_name_does_not_count() {
         let (whole, _) = read(&[hello(1, 9), transaction(1, 10, 0, true), hello(2, 7), transaction(2, 10, 0, true)]);
-        assert_eq!(whole, [3]);
+        assert_eq!(whole, [(10, 3, 3)]);
     }
 }
