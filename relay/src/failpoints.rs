@@ -8,12 +8,16 @@
 pub(crate) enum Place {
     /// Records were drained, none of them is published.
     OutboundAfterDrain,
+    /// Kafka has been given a part of a transaction, and not its last chunk.
+    OutboundWithinTransaction,
     /// Kafka has acknowledged records that are not confirmed.
     OutboundAfterPublish,
     /// The database knows that they are published.
     OutboundAfterConfirm,
     /// Records were fetched, none of them is applied.
     InboundBeforeApply,
+    /// A transaction of several chunks is applied whole and not committed.
+    InboundBeforeCommit,
     /// The database has committed them.
     InboundAfterApply,
 }
@@ -22,9 +26,11 @@ pub(crate) enum Place {
 pub(crate) fn pass(place: Place) {
     let name = match place {
         Place::OutboundAfterDrain => "outbound-after-drain",
+        Place::OutboundWithinTransaction => "outbound-within-transaction",
         Place::OutboundAfterPublish => "outbound-after-publish",
         Place::OutboundAfterConfirm => "outbound-after-confirm",
         Place::InboundBeforeApply => "inbound-before-apply",
+        Place::InboundBeforeCommit => "inbound-before-commit",
         Place::InboundAfterApply => "inbound-after-apply",
     };
     let _ = name;

@@ -128,6 +128,7 @@ impl Applier {
         }
         self.session.execute(&self.chunk, &[&fetched.value, &fetched.offset]).await?;
         if last {
+            failpoints::pass(Place::InboundBeforeCommit);
             self.session.batch_execute("commit").await?;
             self.open_since = None;
         }

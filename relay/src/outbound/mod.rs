@@ -247,6 +247,9 @@ impl Publisher {
             let delivered = self.producer.delivered().await?;
             self.acknowledge(delivered)?;
         }
+        if !last {
+            failpoints::pass(Place::OutboundWithinTransaction);
+        }
         Ok(())
     }
 }
