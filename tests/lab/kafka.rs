@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::folder::Folder;
 use crate::process::{Process, Recipe, run, tail};
-use crate::{PATIENCE, ports, until};
+use crate::{PATIENCE, Proxy, ports, until};
 
 /// A broker.
 #[derive(Debug)]
@@ -67,11 +67,20 @@ impl Kafka {
     /// # Errors
     /// If it does not start.
     pub async fn create_own(folder: Arc<Folder>) -> Result<Self> {
+        Self::create_behind(folder, &[]).await
+    }
+
+    /// A new broker that can also be reached through these proxies. A client is told to come back where it knocked,
+    /// so all of its connections go through the same one.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn create_behind(folder: Arc<Folder>, doors: &[&Proxy]) -> Result<Self> {
         let home = folder.path().join(format!("kafka-{}", ports::free()?));
         std::fs::create_dir(&home)?;
         let mut attempts = 0;
         loop {
-            match Self::start_new(&folder, &home).await {
+            match Self::start_new(&folder, &home, doors).await {
                 Ok(kafka) => return Ok(kafka),
                 Err(_) if attempts < 3 && tail(&home.join("kafka.log"), 100).contains("Address already in use") => {
                     attempts += 1;
@@ -82,8 +91,16 @@ impl Kafka {
         }
     }
 
-    async fn start_new(folder: &Arc<Folder>, home: &Path) -> Result<Self> {
+    async fn start_new(folder: &Arc<Folder>, home: &Path, doors: &[&Proxy]) -> Result<Self> {
         let (broker, controller) = (ports::free()?, ports::free()?);
+        let (mut listeners, mut advertised, mut protocols) = (String::new(), String::new(), String::new());
+        for (i, door) in doors.iter().enumerate() {
+            let behind = ports::free()?;
+            door.lead_to(behind);
+            listeners += &format!(",DOOR{i}://127.0.0.1:{behind}");
+            advertised += &format!(",DOOR{i}://127.0.0.1:{}", door.port());
+            protocols += &format!(",DOOR{i}:PLAINTEXT");
+        }
         let properties = home.join("kraft.properties");
         std::fs::write(
             &properties,
@@ -91,10 +108,10 @@ impl Kafka {
                 "process.roles=broker,controller\n\
                  node.id=1\n\
                  controller.quorum.voters=1@127.0.0.1:{controller}\n\
-                 listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}\n\
-                 advertised.listeners=PLAINTEXT://127.0.0.1:{broker}\n\
+                 listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}{listeners}\n\
+                 advertised.listeners=PLAINTEXT://127.0.0.1:{broker}{advertised}\n\
                  controller.listener.names=CONTROLLER\n\
-                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\n\
                  log.dirs={}\n\
                  auto.create.topics.enable=false\n\
                  offsets.topic.replication.factor=1\n\

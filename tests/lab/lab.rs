@@ -10,7 +10,8 @@ use tokio::sync::OnceCell;
 use crate::cluster::{Cluster, Plan};
 use crate::folder::Folder;
 use crate::kafka::Kafka;
-use crate::node::Node;
+use crate::node::{Doors, Node};
+use crate::proxy::Proxy;
 use crate::relay::Relay;
 use crate::session::literal;
 use crate::wait::when;
@@ -68,6 +69,7 @@ pub struct Builder {
     crashes: bool,
     settings: Vec<(String, String)>,
     kafka_properties: Vec<String>,
+    proxied: bool,
 }
 
 impl Builder {
@@ -134,6 +136,12 @@ impl Builder {
         self
     }
 
+    /// Each relay reaches its database and Kafka through proxies that the test can cut and stall: [`Node::doors`].
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self.own_clusters().own_kafka()
+    }
+
     /// Brings it up.
     ///
     /// # Errors
@@ -144,9 +152,15 @@ impl Builder {
             Some(shared) if !self.own_clusters => Arc::clone(&shared.folder),
             _ => Arc::new(Folder::create()?),
         };
+        let mut doors = Vec::new();
+        for _ in 0..if self.proxied { self.nodes } else { 0 } {
+            doors.push(Doors { database: Proxy::open()?, kafka: Proxy::open()? });
+        }
+        let kafka_doors: Vec<&Proxy> = doors.iter().map(|doors| &doors.kafka).collect();
         let kafka = async {
             Ok::<_, anyhow::Error>(match shared {
                 _ if !self.relays => None,
+                _ if self.proxied => Some(Arc::new(Kafka::create_behind(Arc::clone(&folder), &kafka_doors).await?)),
                 _ if self.own_kafka => Some(Arc::new(Kafka::create_own(Arc::clone(&folder)).await?)),
                 Some(shared) => Some(shared.kafka().await?),
                 None => Some(Arc::new(Kafka::create(Arc::clone(&folder)).await?)),
@@ -164,12 +178,19 @@ impl Builder {
         let (kafka, nodes) = tokio::try_join!(kafka, nodes)?;
         lab.kafka = kafka;
         lab.nodes = nodes;
+        for (node, doors) in lab.nodes.iter_mut().zip(doors) {
+            doors.database.lead_to(node.cluster.port());
+            node.doors = Some(doors);
+        }
         lab.introduce().await?;
         if let Some(kafka) = lab.kafka.clone() {
             for node in &mut lab.nodes {
                 let url = node.relay_url();
-                let relay =
-                    Relay::new(Arc::clone(&folder), &node.name, &url, kafka.bootstrap(), &self.kafka_properties)?;
+                let bootstrap = match &node.doors {
+                    None => kafka.bootstrap().to_owned(),
+                    Some(doors) => format!("127.0.0.1:{}", doors.kafka.port()),
+                };
+                let relay = Relay::new(Arc::clone(&folder), &node.name, &url, &bootstrap, &self.kafka_properties)?;
                 if self.start_relays {
                     relay.start()?;
                 }
@@ -194,7 +215,7 @@ impl Builder {
             }
         };
         cluster.create_database(&database).await?;
-        Ok(Node { database, name, cluster, relay: None })
+        Ok(Node { database, name, cluster, relay: None, doors: None })
     }
 }
 
@@ -222,6 +243,7 @@ impl Lab {
             crashes: false,
             settings: Vec::new(),
             kafka_properties: Vec::new(),
+            proxied: false,
         }
     }
 

@@ -26,6 +26,7 @@
 //! |---|---|
 //! | [`folder`], [`process`], [`ports`] | what every part needs: a folder that goes away, a process that cannot outlive us |
 //! | [`cluster`], [`kafka`], [`relay`] | the parts; each can be stopped, killed, paused, resumed, restarted |
+//! | [`proxy`] | what can be put between a relay and its database or Kafka: it cuts, stalls, delays |
 //! | [`session`] | a connection with short ways to ask and to expect errors |
 //! | [`node`], [`lab`] | a database with extension, name and relay; all of them together |
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
@@ -48,6 +49,7 @@ pub mod logs;
 pub mod node;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod relay;
 pub mod session;
 pub mod topic;
@@ -57,7 +59,8 @@ pub use cluster::Cluster;
 pub use drain::Drain;
 pub use kafka::Kafka;
 pub use lab::{Builder, Lab};
-pub use node::Node;
+pub use node::{Doors, Node};
+pub use proxy::Proxy;
 pub use relay::Relay;
 pub use session::Session;
 pub use wait::{PATIENCE, until};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use crate::cluster::{Cluster, RELAY_ROLE};
+use crate::proxy::Proxy;
 use crate::relay::Relay;
 use crate::session::{Session, TextRow};
 use crate::{PATIENCE, until};
@@ -16,6 +17,16 @@ pub struct Node {
     pub(crate) database: String,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) relay: Option<Relay>,
+    pub(crate) doors: Option<Doors>,
+}
+
+/// What stands between a node's relay and the two that it talks to.
+#[derive(Debug)]
+pub struct Doors {
+    /// To the database.
+    pub database: Proxy,
+    /// To Kafka.
+    pub kafka: Proxy,
 }
 
 impl Node {
@@ -42,6 +53,14 @@ impl Node {
         self.relay.as_ref().expect("a lab with relays")
     }
 
+    /// The proxies that its relay goes through.
+    ///
+    /// # Panics
+    /// If the lab was built without them.
+    pub fn doors(&self) -> &Doors {
+        self.doors.as_ref().expect("a lab with proxies")
+    }
+
     /// A URL as a role sees the database.
     pub fn url_as(&self, role: &str) -> String {
         self.cluster.url(role, &self.database)
@@ -49,7 +68,10 @@ impl Node {
 
     /// The URL that its relay uses.
     pub fn relay_url(&self) -> String {
-        self.url_as(RELAY_ROLE)
+        match &self.doors {
+            None => self.url_as(RELAY_ROLE),
+            Some(doors) => format!("postgresql://{RELAY_ROLE}@127.0.0.1:{}/{}", doors.database.port(), self.database),
+        }
     }
 
     /// Connects as superuser.

@@ -37,6 +37,13 @@ pub fn binary() -> Result<PathBuf> {
         .context("duplex-relay is not built: `make build`, or set DUPLEX_RELAY_BIN")
 }
 
+/// The same built with failpoints, which lies beside it: `make failpoints`.
+fn failing_binary() -> Result<PathBuf> {
+    let path = binary()?.with_file_name("duplex-relay-failpoints");
+    anyhow::ensure!(path.is_file(), "{} is not built: `make failpoints`", path.display());
+    Ok(path)
+}
+
 impl Relay {
     /// A relay that is not started yet. `properties` are passed on to librdkafka.
     ///
@@ -82,12 +89,35 @@ impl Relay {
         Ok(std::fs::read_to_string(&self.recipe.log)?)
     }
 
+    /// A second one of the same node that goes straight to the database and to Kafka, past any proxy.
+    pub fn standby_at(&self, database: &str, kafka: &str) -> Self {
+        let mut standby = self.standby();
+        standby.recipe.env = vec![("DUPLEX_DATABASE".into(), database.into()), ("DUPLEX_KAFKA".into(), kafka.into())];
+        standby
+    }
+
+    /// Starts it as a process that dies as if by kill -9 when it has passed a place `passes` times: see the relay's
+    /// `failpoints.rs` for the places.
+    ///
+    /// # Errors
+    /// If the binary with failpoints is not built, or cannot be started.
+    pub fn start_failing(&self, place: &str, passes: u32) -> Result<()> {
+        let mut recipe = self.recipe.clone();
+        recipe.command[0] = failing_binary()?.to_string_lossy().into_owned();
+        recipe.env.push(("FAILPOINTS".into(), format!("{place}={passes}*off->return")));
+        self.start_as(&recipe)
+    }
+
     /// Starts it (again).
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(&self) -> Result<()> {
-        let process = Arc::new(self.recipe.start()?);
+        self.start_as(&self.recipe)
+    }
+
+    fn start_as(&self, recipe: &Recipe) -> Result<()> {
+        let process = Arc::new(recipe.start()?);
         self.folder.watch(process.pid());
         *self.process.lock().expect("no panic while it is held") = Some(process);
         Ok(())
