@@ -28,12 +28,21 @@ build: deps ## Build the extension, the relay and the lab
 install: deps ## Build the extension and install it: make install PG_CONFIG=/path/to/pg_config
 	@scripts/extension.sh install
 
-test: install kafka ## Run all tests: install what they need, then unit tests and the suite on real servers
+test: install kafka failpoints ## Run all tests: install what they need, then unit tests and the suite on real servers
 	$(CARGO_BUILD) --bins --tests
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests
 
 converge-model: ## Check the conflict rules on their model: make converge-model ROUNDS=1000000 SEED=7
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests --test model -- --nocapture
+
+# The relay that can be told where to die, beside the ordinary one. Whoever needs both builds the ordinary one last.
+failpoints: deps
+	@$(CARGO_BUILD) --bin duplex-relay --features duplex-relay/failpoints
+	@cp "$(CARGO_TARGET_DIR)/release/duplex-relay" "$(CARGO_TARGET_DIR)/release/duplex-relay-failpoints"
+
+faults: install kafka failpoints ## The long fault run: make faults FAULTS=300 SEED=…
+	@$(CARGO_BUILD) --bins
+	@"$(CARGO_TARGET_DIR)/release/duplex-faults" --faults $(or $(FAULTS),300) $(if $(SEED),--seed $(SEED))
 
 demo: install kafka ## Two chat databases kept the same through Kafka, before your eyes
 	@$(CARGO_BUILD) --bins

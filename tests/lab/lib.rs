@@ -32,6 +32,7 @@
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
 //! | [`topic`] | what a node's stream holds |
 //! | [`drain`] | what a node's queue holds, without a relay |
+//! | [`faults`] | a seeded schedule of faults under load, and what must hold after it |
 //! | [`logs`] | finding what must never be in a server's log |
 //!
 //! A lab that is dropped looks through its servers' logs and panics on a crash, unless the test said
@@ -42,6 +43,8 @@
 
 pub mod cluster;
 pub mod drain;
+#[path = "../faults/mod.rs"]
+pub mod faults;
 pub mod folder;
 pub mod kafka;
 pub mod lab;

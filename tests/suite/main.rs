@@ -13,6 +13,7 @@ mod durable;
 mod echo;
 mod enabling;
 mod failover;
+mod faults;
 mod flush;
 mod gap;
 mod hostile;

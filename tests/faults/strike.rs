@@ -1,0 +1,161 @@
+//! Carrying a fault out: when it returns, the part is up again and may not have recovered yet.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::schedule::{Fault, How, Part, Whose};
+use crate::process::{died_of, tail};
+use crate::proxy::Flow;
+use crate::session::literal;
+use crate::wait::when;
+use crate::{Cluster, Lab, Node, PATIENCE, Relay, until};
+
+/// How long a relay may take to come by the place where it is to die; a place may be out of its way for the time being.
+const LONGEST_WAY: std::time::Duration = std::time::Duration::from_secs(4);
+
+/// A node's relays beside the one of the lab.
+pub type Standbys = [Option<Relay>];
+
+/// Lets a fault strike. Says whether it did: a session may not be there, a place may not be passed.
+///
+/// # Errors
+/// If a part does not come back.
+pub async fn strike(lab: &Lab, standbys: &Standbys, fault: Fault) -> Result<bool> {
+    let struck = match fault.part {
+        Part::Server(node) => server(lab.node(node), fault.how).await,
+        Part::Relay(node) => relay(lab.node(node).relay(), standbys[node].as_ref(), fault.how).await,
+        Part::Kafka => kafka(lab, fault.how).await,
+        Part::DatabaseLink(node) => link(&lab.node(node).doors().database, fault.how).await,
+        Part::KafkaLink(node) => link(&lab.node(node).doors().kafka, fault.how).await,
+    };
+    struck.with_context(|| format!("after {fault}"))
+}
+
+async fn server(node: &Node, how: How) -> Result<bool> {
+    let cluster = node.cluster();
+    match how {
+        How::KillBackend(whose) => {
+            // It may have ended by itself meanwhile.
+            Ok(backend(node, whose).await?.is_some_and(|pid| cluster.kill_backend(pid).is_ok()))
+        }
+        How::Terminate(whose) => {
+            let Some(pid) = backend(node, whose).await? else { return Ok(false) };
+            let terminated = node.one(&format!("select pg_terminate_backend({pid})")).await;
+            Ok(terminated.is_ok_and(|done| done == "t"))
+        }
+        How::Crash => {
+            cluster.crash()?;
+            restart(cluster).await
+        }
+        How::Pause(time) => {
+            cluster.pause()?;
+            tokio::time::sleep(time).await;
+            cluster.resume()?;
+            Ok(true)
+        }
+        _ => {
+            cluster.kill().await?;
+            restart(cluster).await
+        }
+    }
+}
+
+/// A backend of that kind. The server may still be recovering from the fault before.
+async fn backend(node: &Node, whose: Whose) -> Result<Option<i32>> {
+    let pattern = match whose {
+        Whose::Load => "load %",
+        Whose::Outbound => "duplex-relay outbound%",
+        Whose::Inbound => "duplex-relay inbound%",
+    };
+    let sql = format!(
+        "select pid from pg_stat_activity where datname = current_database() and application_name like {} \
+          order by application_name limit 1",
+        literal(pattern)
+    );
+    let rows = until("PostgreSQL to take connections again", PATIENCE, async || {
+        Ok(node.rows(&sql).await.map_err(|err| format!("{err:#}")))
+    });
+    let row = rows.await?.into_iter().next();
+    Ok(row.and_then(|row| row.into_iter().next().flatten()).map(|pid| pid.parse()).transpose()?)
+}
+
+async fn restart(cluster: &Cluster) -> Result<bool> {
+    let mut attempts = 0;
+    while let Err(err) = cluster.start().await {
+        // A backend that the dead postmaster had just begun may outlive it by a moment.
+        ensure!(attempts < 5 && tail(cluster.log(), 10).contains("shared memory block"), "{err:#}");
+        attempts += 1;
+    }
+    Ok(true)
+}
+
+async fn relay(relay: &Relay, standby: Option<&Relay>, how: How) -> Result<bool> {
+    match how {
+        How::Pause(time) => {
+            relay.pause()?;
+            tokio::time::sleep(time).await;
+            relay.resume()?;
+        }
+        How::Stop => {
+            let status = relay.stop()?;
+            ensure!(status.success(), "a relay ended with {status} after SIGTERM:\n{}", relay.log_tail(20));
+            relay.start()?;
+        }
+        How::DieAt(place, passes) => {
+            relay.kill()?;
+            // A standby would pass by there instead.
+            if let Some(standby) = standby {
+                standby.kill()?;
+            }
+            relay.start_failing(place, passes)?;
+            let process = relay.process()?;
+            let died = until("a relay to die", LONGEST_WAY, async || Ok(when(process.ended().is_some(), "it lives")))
+                .await
+                .is_ok();
+            if let Some(status) = process.ended() {
+                ensure!(died_of(status, Signal::SIGABRT), "a relay ended with {status}:\n{}", relay.log_tail(20));
+            }
+            relay.kill()?;
+            relay.start()?;
+            if let Some(standby) = standby {
+                standby.start()?;
+            }
+            return Ok(died);
+        }
+        _ => {
+            relay.kill()?;
+            relay.start()?;
+        }
+    }
+    Ok(true)
+}
+
+async fn kafka(lab: &Lab, how: How) -> Result<bool> {
+    if let How::Pause(time) = how {
+        lab.kafka().pause()?;
+        tokio::time::sleep(time).await;
+        lab.kafka().resume()?;
+    } else {
+        lab.kafka().kill()?;
+        // Its Java takes more than a minute where too many others want the processors.
+        if lab.kafka().start().await.is_err() {
+            lab.kafka().ready().await?;
+        }
+    }
+    Ok(true)
+}
+
+async fn link(door: &crate::Proxy, how: How) -> Result<bool> {
+    let (flow, time) = match how {
+        How::Stall(time) => (Flow::Stalled, time),
+        How::Slow(by, time) => (Flow::Delayed(by), time),
+        _ => {
+            door.cut();
+            return Ok(true);
+        }
+    };
+    door.set(flow);
+    tokio::time::sleep(time).await;
+    door.set(Flow::Free);
+    Ok(true)
+}

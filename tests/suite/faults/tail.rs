@@ -1,0 +1,32 @@
+//! What a dead relay has published and not confirmed, found again by the next and the next but one.
+
+use anyhow::Result;
+use duplex_lab::wait::when;
+use duplex_lab::{Lab, Node, PATIENCE, until};
+
+async fn dies_at(node: &Node, place: &str, passes: u32) -> Result<()> {
+    node.relay().start_failing(place, passes)?;
+    let process = node.relay().process()?;
+    until("the relay to die", PATIENCE, async || Ok(when(process.ended().is_some(), "it lives"))).await
+}
+
+/// The second transaction is published by a relay that dies before it can say so. The first one, prepared and lower in
+/// the order, then ends; the next relay publishes and confirms it, and dies before it comes to confirm the second.
+#[tokio::test]
+async fn a_published_transaction_behind_a_prepared_one_is_not_sent_again() -> Result<()> {
+    let lab = Lab::builder().own_clusters().own_kafka().relays_stopped().start().await?;
+    let [a, b] = lab.pair();
+    lab.create_everywhere("create table t (id int primary key, v text)", &["t"]).await?;
+    b.relay().start()?;
+    a.exec("begin; insert into t values (0, 'prepared'); prepare transaction 'lower'").await?;
+    // Two chunks, the first of which fills an answer of the server's.
+    a.exec("insert into t select i, md5(random()::text) || md5(random()::text) from generate_series(1, 9000) i")
+        .await?;
+    dies_at(a, "outbound-after-publish", 0).await?;
+    a.exec("commit prepared 'lower'").await?;
+    dies_at(a, "outbound-after-confirm", 0).await?;
+    a.relay().start()?;
+    lab.converges(&["t"]).await?;
+    assert_eq!(lab.transactions(a).await?, 2);
+    lab.stop_relays()
+}
