@@ -48,8 +48,11 @@ demo: install kafka ## Two chat databases kept the same through Kafka, before yo
 	@$(CARGO_BUILD) --bins
 	@"$(CARGO_TARGET_DIR)/release/duplex-lab" demo
 
-bench: install kafka ## Measure against no capture, an outbox, native replication
-	@scripts/bench.sh
+# make bench BENCH="--quick --only capture,bulk"; make bench OLDER=1 also measures Debezium with Kafka Connect.
+bench: install kafka ## Measure beside no capture, an outbox trigger, native replication (OLDER=1: Debezium, too)
+	@$(CARGO_BUILD) --bins
+	@older=$$([ -z "$(OLDER)" ] || scripts/connect.sh); \
+	  "$(CARGO_TARGET_DIR)/release/duplex-bench" $${older:+--older "$$older"} --output "$(CARGO_TARGET_DIR)/bench" $(BENCH)
 
 lint: deps ## Formatting and clippy, warnings are errors
 	cargo fmt --all -- --check

@@ -357,6 +357,11 @@ impl Cluster {
         Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
+    /// A program that came with this server, such as `pgbench`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     /// The cluster's name in its lab.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,0 +1,227 @@
+//! What capture costs an application: transactions a second with durable commits, and processor time of the backend.
+//!
+//! Systems take turns, because a machine is not the same from one minute to the next. No relay runs: this is about the
+//! writer. Throughput has durable commits and several clients; processor time has one client and no waiting for the
+//! disk, whose interrupts would count as the backend's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use duplex_lab::{Cluster, Lab, Node, Session};
+use tokio::process::Command;
+
+use crate::path::System;
+use crate::report::{Bound, Report, median};
+use crate::scale::Scale;
+use crate::{cpu, outbox, wide};
+
+/// Rows of the table that single-row updates hit.
+const ROWS: u32 = 10_000;
+const CLIENTS: &str = "4";
+const TPCB_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
+
+/// Where transactions are captured by one system, or by none.
+struct Variant {
+    system: System,
+    database: String,
+    session: Session,
+}
+
+/// Transactions that are measured.
+#[derive(Debug, Clone, Copy)]
+enum Workload {
+    Update,
+    Tpcb,
+}
+
+impl Workload {
+    const ALL: [Self; 2] = [Self::Update, Self::Tpcb];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Update => "single-row UPDATE",
+            Self::Tpcb => "tpcb-like",
+        }
+    }
+}
+
+/// The server that all measurements of writers use: durable, with memory and WAL enough not to disturb.
+pub(crate) async fn server() -> Result<Lab> {
+    let settings = [("shared_buffers", "512MB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "1h")];
+    let lab = Lab::builder().nodes(1).durable().without_relays();
+    settings.iter().fold(lab, |lab, (name, value)| lab.setting(name, value)).start().await
+}
+
+pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
+    let lab = server().await?;
+    let node = lab.node(0);
+    let mut variants = Vec::new();
+    for system in [System::Bare, System::Outbox, System::Duplex] {
+        variants.push(prepare(node, system, scale).await?);
+    }
+    for workload in Workload::ALL {
+        throughput(node.cluster(), &variants, workload, scale, report).await?;
+    }
+    for workload in Workload::ALL {
+        processor_time(&variants, workload, scale, report).await?;
+    }
+    Ok(())
+}
+
+async fn prepare(node: &Node, system: System, scale: &Scale) -> Result<Variant> {
+    let cluster = node.cluster();
+    let database = match system {
+        System::Duplex => node.database().to_owned(),
+        other => {
+            let name = other.name().replace(' ', "_");
+            cluster.create_database(&name).await?;
+            name
+        }
+    };
+    let session = cluster.connect(&database).await?;
+    session.exec(&wide::create("wide")).await?;
+    session.exec(&wide::fill("wide", 1, ROWS)).await?;
+    let scale = scale.pgbench_scale.to_string();
+    pgbench(cluster, &database, &["-i", "-q", "-I", "dtGvp", "-s", &scale]).await?;
+    // pgbench's history has no key, and what has no key cannot be replicated.
+    session.exec("alter table pgbench_history add hid bigint generated always as identity primary key").await?;
+    for table in TPCB_TABLES.into_iter().chain(["wide"]) {
+        capture(&session, system, table).await?;
+    }
+    session.exec("vacuum analyze").await?;
+    Ok(Variant { system, database, session })
+}
+
+/// Has a system capture a table.
+pub(crate) async fn capture(session: &Session, system: System, table: &str) -> Result<()> {
+    match system {
+        System::Duplex => session.exec(&format!("select duplex.enable('{table}')")).await,
+        System::Outbox => {
+            if session.one("select to_regclass('outbox') is null").await? == "t" {
+                session.exec(outbox::CREATE).await?;
+            }
+            session.exec(&outbox::enable(table)).await
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn pgbench(cluster: &Cluster, database: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(cluster.program("pgbench"))
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &cluster.port().to_string()])
+        .args(arguments)
+        .arg(database)
+        .output()
+        .await
+        .context("starting pgbench")?;
+    ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn throughput(
+    cluster: &Cluster,
+    variants: &[Variant],
+    workload: Workload,
+    scale: &Scale,
+    report: &mut Report,
+) -> Result<()> {
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(
+        script.path(),
+        format!("\\set id random(1, {ROWS})\nupdate wide set a = a + 1, e = now() where id = :id;\n"),
+    )?;
+    let path = script.path().to_string_lossy();
+    let seconds = scale.pgbench.as_secs().to_string();
+    let mut arguments = vec!["-n", "-M", "prepared", "-c", CLIENTS, "-T", &seconds];
+    arguments.extend(match workload {
+        Workload::Update => ["-f", &path],
+        Workload::Tpcb => ["-b", "tpcb-like"],
+    });
+    let mut rates = vec![Vec::new(); variants.len()];
+    for _ in 0..scale.rounds {
+        for (variant, rates) in variants.iter().zip(&mut rates) {
+            variant.session.exec("checkpoint").await?;
+            let text = pgbench(cluster, &variant.database, &arguments).await?;
+            let rate = text.split("tps = ").nth(1).and_then(|rest| rest.split_whitespace().next());
+            rates.push(rate.context("pgbench reports no tps")?.parse::<f64>()?);
+        }
+    }
+    for (index, variant) in variants.iter().enumerate() {
+        let name = format!("capture: {}, durable commits, {CLIENTS} clients", workload.name());
+        report.more(&name, "tx/s", None, variant.system, median(&rates[index]));
+    }
+    for (index, variant) in variants.iter().enumerate().skip(1) {
+        let ratios: Vec<f64> = rates[index].iter().zip(&rates[0]).map(|(rate, bare)| rate / bare).collect();
+        let name = format!("capture: {}, of the rate without capture", workload.name());
+        report.more(&name, "×", Some(Bound::AtLeast(0.95)), variant.system, median(&ratios));
+    }
+    Ok(())
+}
+
+async fn processor_time(variants: &[Variant], workload: Workload, scale: &Scale, report: &mut Report) -> Result<()> {
+    let mut costs = vec![Vec::new(); variants.len()];
+    // One turn to warm up.
+    for round in 0..=scale.cpu_rounds {
+        for (variant, costs) in variants.iter().zip(&mut costs) {
+            let session = &variant.session;
+            session.exec("set synchronous_commit = off").await?;
+            let time = transactions(session, workload, scale).await?;
+            if round > 0 {
+                costs.push(time.as_secs_f64() * 1e6 / f64::from(scale.cpu_transactions));
+            }
+        }
+    }
+    let name = format!("capture: {}, processor time of the backend", workload.name());
+    report.less(&name, "µs/tx", None, variants[0].system, median(&costs[0]));
+    for (index, variant) in variants.iter().enumerate().skip(1) {
+        let added: Vec<f64> = costs[index].iter().zip(&costs[0]).map(|(cost, bare)| cost - bare).collect();
+        let name = format!("capture: {}, processor time added", workload.name());
+        // The bound is for one change in a transaction; tpcb-like has four.
+        let bound = matches!(workload, Workload::Update).then_some(Bound::AtMost(15.0));
+        report.less(&name, "µs/tx", bound, variant.system, median(&added));
+    }
+    Ok(())
+}
+
+/// Runs transactions in one session, one statement after the other as pgbench does, and returns the backend's time.
+async fn transactions(session: &Session, workload: Workload, scale: &Scale) -> Result<Duration> {
+    let client = session.client();
+    let pid = i32::try_from(session.number("select pg_backend_pid()").await?)?;
+    let number = |i: u32, of: u32| i32::try_from(u64::from(i) * 7919 % u64::from(of) + 1);
+    match workload {
+        Workload::Update => {
+            let update = client.prepare("update wide set a = a + 1, e = now() where id = $1").await?;
+            let before = cpu::of_backend(pid)?;
+            for i in 0..scale.cpu_transactions {
+                client.execute(&update, &[&i64::from(number(i, ROWS)?)]).await?;
+            }
+            Ok(cpu::of_backend(pid)?.saturating_sub(before))
+        }
+        Workload::Tpcb => {
+            let accounts = "update pgbench_accounts set abalance = abalance + $1 where aid = $2";
+            let accounts = client.prepare(accounts).await?;
+            let balance = client.prepare("select abalance from pgbench_accounts where aid = $1").await?;
+            let tellers = "update pgbench_tellers set tbalance = tbalance + $1 where tid = $2";
+            let tellers = client.prepare(tellers).await?;
+            let branches = "update pgbench_branches set bbalance = bbalance + $1 where bid = $2";
+            let branches = client.prepare(branches).await?;
+            let history = "insert into pgbench_history (tid, bid, aid, delta, mtime) values ($1, $2, $3, $4, now())";
+            let history = client.prepare(history).await?;
+            let before = cpu::of_backend(pid)?;
+            for i in 0..scale.cpu_transactions {
+                let account = number(i, scale.pgbench_scale * 100_000)?;
+                let teller = number(i, scale.pgbench_scale * 10)?;
+                let branch = number(i, scale.pgbench_scale)?;
+                let delta = number(i, 5000)?;
+                client.batch_execute("begin").await?;
+                client.execute(&accounts, &[&delta, &account]).await?;
+                client.query_one(&balance, &[&account]).await?;
+                client.execute(&tellers, &[&delta, &teller]).await?;
+                client.execute(&branches, &[&delta, &branch]).await?;
+                client.execute(&history, &[&teller, &branch, &account, &delta]).await?;
+                client.batch_execute("end").await?;
+            }
+            Ok(cpu::of_backend(pid)?.saturating_sub(before))
+        }
+    }
+}
