@@ -72,6 +72,9 @@ struct Options {
     /// Small amounts: whether it works, not how fast it is.
     #[arg(long)]
     quick: bool,
+    /// How often systems take turns.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
     /// Only these; may be repeated, or a list with commas. All if not given.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Measurement>,
@@ -95,7 +98,8 @@ impl Options {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let scale = if options.quick { Scale::quick() } else { Scale::full() };
+    let mut scale = if options.quick { Scale::quick() } else { Scale::full() };
+    scale.rounds = options.rounds.unwrap_or(scale.rounds);
     let started = Instant::now();
     let mut report = Report::new();
     writers(&options, &scale, &mut report).await?;
