@@ -58,7 +58,7 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
                 processor * 1e6 / f64::from(scale.large_rows)
             ));
             next_offset += i64::try_from(records.len())?;
-            wide::assert_equal(&writing, &target.connect().await?, "wide").await?;
+            wide::assert_equal(&writing, &target.connect().await?).await?;
         }
         // Both are empty now; what they leave behind must not grow from round to round.
         source.exec("vacuum wide").await?;

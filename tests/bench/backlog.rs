@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::path::{Path, System};
+use crate::path::Path;
 use crate::report::{Bound, Report, median};
 use crate::scale::Scale;
 use crate::wide;
@@ -34,14 +34,13 @@ pub(crate) async fn measure(scale: &Scale, paths: &mut [&mut Path], report: &mut
                 source.exec(write).await?;
                 source.exec("checkpoint").await?;
                 target.exec("checkpoint").await?;
+                let before = path.processors().await?;
                 let started = Instant::now();
                 path.go().await?;
                 path.reaches(&target, reached).await?;
                 rates.push(f64::from(transactions) / started.elapsed().as_secs_f64());
-                if path.system() != System::Older {
-                    costs(name, path, transactions, report).await?;
-                }
-                wide::assert_equal(&source, &target, "wide").await?;
+                report.log(&format!("{name}: {}", path.spent(&before, transactions).await?));
+                path.assert_equal(&source, &target, report).await?;
                 path.rest().await?;
             }
             empty(path).await?;
@@ -52,15 +51,6 @@ pub(crate) async fn measure(scale: &Scale, paths: &mut [&mut Path], report: &mut
             report.more(name, "tx/s", Some(Bound::AtLeast(20_000.0)), path.system(), median(rates));
         }
     }
-    Ok(())
-}
-
-/// Says what each process took; all of them have just started.
-async fn costs(name: &str, path: &Path, transactions: u32, report: &Report) -> Result<()> {
-    let times: Vec<String> = (path.processors().await?.into_iter())
-        .map(|(what, time)| format!("{what} {:.1}", time.as_secs_f64() * 1e6 / f64::from(transactions)))
-        .collect();
-    report.log(&format!("{name}, µs of processor time a transaction: {}", times.join(", ")));
     Ok(())
 }
 

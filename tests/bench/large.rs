@@ -41,19 +41,13 @@ pub(crate) async fn measure(scale: &Scale, paths: &mut [&mut Path], report: &mut
                 path.reaches(&target, reached).await?;
                 let all = started.elapsed();
                 rates.push(f64::from(rows) / all.as_secs_f64());
-                let after = path.processors().await?;
-                let times: Vec<String> = (before.iter().zip(after))
-                    .map(|((what, before), (_, after))| {
-                        format!("{what} {:.2}", after.saturating_sub(*before).as_secs_f64() * 1e6 / f64::from(rows))
-                    })
-                    .collect();
                 report.log(&format!(
-                    "{name}: written in {:.2} s, there in {:.2} s; µs of processor time a row: {}",
+                    "{name}: written in {:.2} s, there in {:.2} s; {}",
                     written.as_secs_f64(),
                     all.as_secs_f64(),
-                    times.join(", ")
+                    path.spent(&before, rows).await?
                 ));
-                wide::assert_equal(&source, &target, "wide").await?;
+                path.assert_equal(&source, &target, report).await?;
             }
             source.exec("vacuum wide").await?;
             target.exec("vacuum wide").await?;

@@ -48,6 +48,12 @@ impl Duplex {
 
     pub(super) async fn processors(&self, lab: &Lab) -> Result<Vec<(String, Duration)>> {
         let mut times = Vec::new();
+        if let Some(broker) = lab.kafka().pid() {
+            times.push(("Kafka".to_owned(), cpu::of_process(broker)?));
+        }
+        if !self.running {
+            return Ok(times);
+        }
         for (node, place) in lab.nodes().iter().zip(["source", "target"]) {
             times.push((format!("relay at the {place}"), cpu::of_process(node.relay().process()?.pid())?));
             let sessions = node
@@ -61,9 +67,6 @@ impl Duplex {
                 let what = name.trim_start_matches("duplex-relay").split_whitespace().next().unwrap_or_default();
                 times.push((format!("session {what} at the {place}"), cpu::of_backend(pid.parse()?)?));
             }
-        }
-        if let Some(broker) = lab.kafka().pid() {
-            times.push(("Kafka".to_owned(), cpu::of_process(broker)?));
         }
         Ok(times)
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use duplex_lab::process::{Process, Recipe};
-use duplex_lab::{Lab, ports};
+use duplex_lab::{Lab, ports, until};
 use nix::sys::signal::Signal;
 
+use super::PATIENCE;
 use crate::cpu;
 
 /// The worker, once it was started.
@@ -60,14 +61,19 @@ impl Older {
         Ok(Self { recipe, worker: None, peak: 0 })
     }
 
-    pub(super) fn go(&mut self) -> Result<()> {
-        match &self.worker {
-            Some(worker) => worker.signal(Signal::SIGCONT),
-            None => {
-                self.worker = Some(self.recipe.start()?);
-                Ok(())
-            }
+    pub(super) async fn go(&mut self, lab: &Lab) -> Result<()> {
+        if let Some(worker) = &self.worker {
+            return worker.signal(Signal::SIGCONT);
         }
+        let worker = self.worker.insert(self.recipe.start()?);
+        let source = lab.node(0).connect().await?;
+        // What is written before its slot is there would never come.
+        until("Debezium to follow the source", PATIENCE, async || {
+            worker.check()?;
+            let active = source.one("select exists (select from pg_replication_slots where active)").await?;
+            Ok(if active == "t" { Ok(()) } else { Err("no slot is active") })
+        })
+        .await
     }
 
     /// Paused, not ended: it takes half a minute to start, which nobody would count.
