@@ -90,6 +90,7 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
         meet_kafka(node).await?;
         node.kafka().ensure_topic(&topic).await?;
         let mut producer = Producer::new(node.kafka(), topic.clone())?;
+        producer.connected().await?;
         let hello = Record::decode(&opening.hello).map_err(|source| Error::Record { offset: -1, source })?;
         let who = Hello::decode(hello.body).map_err(|source| Error::Record { offset: -1, source })?;
         producer.send(0, &hello.header, &opening.hello)?;

@@ -1,5 +1,7 @@
 //! Kafka's end of the outbound way.
 
+use std::sync::Arc;
+
 use duplex_protocol::record::{Header as RecordHeader, Kind};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -9,7 +11,7 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig,
 use tokio::sync::mpsc;
 
 use crate::errors::Error;
-use crate::kafka::{Context, Kafka, drop_elsewhere};
+use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere};
 
 /// Kafka has a record, or has refused it for good.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl ProducerContext for Reports {
 
 /// Writes one generation of the node's stream, to partition 0 of its topic.
 pub struct Producer {
-    inner: Option<ThreadedProducer<Reports>>,
+    inner: Option<Arc<ThreadedProducer<Reports>>>,
     topic: String,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
 }
@@ -73,7 +75,21 @@ impl Producer {
         let (sender, deliveries) = mpsc::unbounded_channel();
         let reports = Reports { context: kafka.context(), deliveries: sender };
         let inner = kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
-        Ok(Self { inner: Some(inner), topic, deliveries })
+        Ok(Self { inner: Some(Arc::new(inner)), topic, deliveries })
+    }
+
+    /// Waits until Kafka has answered, so that the first record goes out at once: librdkafka asks for its producer id
+    /// when a broker tells it something, or else each half second. The topic has to exist, or this may create it.
+    ///
+    /// # Errors
+    /// [`Error::Kafka`] if Kafka does not answer.
+    pub async fn connected(&self) -> Result<(), Error> {
+        let (inner, topic) = (self.inner.clone().ok_or(Error::Ending)?, self.topic.clone());
+        blocking(move || {
+            let asked = Error::kafka("asking Kafka about a topic");
+            inner.client().fetch_metadata(Some(&topic), ANSWER_TIME).map(drop).map_err(asked)
+        })
+        .await
     }
 
     /// Gives a record to librdkafka. Returns false if its queue is full for now.

@@ -146,6 +146,9 @@ pub async fn read_back(
     node_id: [u8; 16],
     mut replay: Replay<'_>,
 ) -> Result<Tail, Error> {
+    if confirmed.is_some_and(|offset| offset + 1 == hello_offset) {
+        return Ok(Tail::default());
+    }
     let (reader, extent) = TopicReader::open(kafka, topic.to_owned()).await?;
     let known = confirmed.filter(|&offset| offset < hello_offset);
     if known != confirmed {
