@@ -190,12 +190,10 @@ impl Drain {
                 }
                 self.finish_pass();
             }
-            let current = Snapshot::take();
-            self.watermarks.observe(&current);
-            let mut pass = Pass::begin(current, None);
-            let found = pass.list(relations, &mut self.segments, &self.previous, &mut self.heads)?;
-            self.pass = Some(pass);
-            if found {
+            // On a server where nobody writes there is nothing to look for, and looking is what an idle relay costs.
+            if self.previous.is_current() {
+                self.watermarks.observe(&self.previous);
+            } else if self.begin_pass(relations)? {
                 continue;
             }
             let now = Instant::now();
@@ -205,6 +203,16 @@ impl Drain {
             let poll = if now - self.last_found < IDLE_AFTER { POLL_BUSY } else { POLL_IDLE };
             wal::nap(poll.min(deadline - now));
         }
+    }
+
+    /// Begins a pass over what has ended since the last one. Returns whether it found anything.
+    fn begin_pass(&mut self, relations: &[pg_sys::Relation; COUNT]) -> Result<bool> {
+        let current = Snapshot::take();
+        self.watermarks.observe(&current);
+        let mut pass = Pass::begin(current, None);
+        let found = pass.list(relations, &mut self.segments, &self.previous, &mut self.heads)?;
+        self.pass = Some(pass);
+        Ok(found)
     }
 
     fn hand_out(&mut self, relations: &[pg_sys::Relation; COUNT], max_bytes: usize) -> Result<Vec<Vec<u8>>> {

@@ -46,6 +46,15 @@ impl Snapshot {
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
+    /// Whether a snapshot taken now would be this very one: nothing was running then, and nothing has begun since. Costs
+    /// next to nothing.
+    pub(crate) fn is_current(&self) -> bool {
+        // SAFETY: a plain call.
+        self.running.is_empty()
+            && self.xmin == self.xmax
+            && unsafe { pg_sys::ReadNextFullTransactionId() }.value == self.xmax
+    }
+
     /// Reads the text form `xmin:xmax:xid,xid…`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ':');
