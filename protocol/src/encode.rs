@@ -112,8 +112,14 @@ impl<'b> RowWriter<'b> {
     /// The next value has these bytes.
     #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.out.push(1);
-        append(&(bytes.len() as u64), self.out);
+        // What bincode makes of a length up to 250 is that one byte, and most values are as short.
+        match u8::try_from(bytes.len()) {
+            Ok(len @ 0..=250) => self.out.extend_from_slice(&[1, len]),
+            _ => {
+                self.out.push(1);
+                append(&(bytes.len() as u64), self.out);
+            }
+        }
         self.out.extend_from_slice(bytes);
     }
 

@@ -145,16 +145,26 @@ impl Hello {
     }
 }
 
-/// Compresses a piece of a body into one lz4 block if that makes it smaller by an eighth at least.
+/// Compresses a piece of a body into one lz4 block, in `room`, if that makes it smaller by an eighth at least.
 ///
-/// Returns `None` where it does not pay; the piece then travels as it is.
-pub fn compress(piece: &[u8]) -> Option<Vec<u8>> {
+/// Returns `None` where it does not pay; the piece then travels as it is. `room` grows to [`compression_room`] at most,
+/// and is best used again: it is large, and what allocates it each time spends more on that than on compressing.
+pub fn compress<'r>(piece: &[u8], room: &'r mut Vec<u8>) -> Option<&'r [u8]> {
     const WORTH_TRYING: usize = 1024;
     if piece.len() < WORTH_TRYING {
         return None;
     }
-    let packed = lz4_flex::block::compress(piece);
-    (packed.len() + piece.len() / 8 <= piece.len()).then_some(packed)
+    let most = compression_room(piece.len());
+    if room.len() < most {
+        room.resize(most, 0);
+    }
+    let len = lz4_flex::block::compress_into(piece, room).ok()?;
+    (len + piece.len() / 8 <= piece.len()).then(|| &room[..len])
+}
+
+/// The room that compressing a piece of this length may take.
+pub fn compression_room(len: usize) -> usize {
+    lz4_flex::block::get_maximum_output_size(len)
 }
 
 /// Expands a body of known length, never beyond [`CHUNK_BYTES`], onto the end of `out`.

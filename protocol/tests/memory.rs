@@ -82,8 +82,9 @@ fn greedy() -> Vec<Vec<u8>> {
     // A frame that claims 4 GiB, an expansion to 4 GiB, one to a whole chunk.
     all.push(header.encode_record(&[0xFF; 64]));
     all.push(Header { expanded_len: Some(u32::MAX), ..header.clone() }.encode_record(&[0; 64]));
-    let zeros = compress(&vec![0; CHUNK_BYTES]).expect("zeros compress");
-    all.push(Header { expanded_len: Some(CHUNK_BYTES as u32), ..header.clone() }.encode_record(&zeros));
+    let mut room = Vec::new();
+    let zeros = compress(&vec![0; CHUNK_BYTES], &mut room).expect("zeros compress");
+    all.push(Header { expanded_len: Some(CHUNK_BYTES as u32), ..header.clone() }.encode_record(zeros));
     // Rows of NULLs only, as many as there is room for; relations without columns.
     let key = Row(vec![None; 1600]);
     let row = Delete { relation: 1, replaced: Replaced::Nothing, contributions: vec![], key };

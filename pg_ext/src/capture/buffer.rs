@@ -12,11 +12,8 @@ use super::spill::SpillFile;
 use crate::errors::{Failure, Result};
 use crate::gucs;
 
-/// A tail larger than this is given back when the transaction ends.
+/// What is larger than this is given back when the transaction ends.
 const KEPT_BYTES: usize = 256 * 1024;
-
-/// What compressing one chunk may take for itself, at most.
-const COMPRESSION_BYTES: usize = 2 * CHUNK_BYTES;
 
 #[derive(Debug)]
 enum Place {
@@ -38,11 +35,13 @@ pub(super) struct Buffer {
     in_memory: usize,
     spill: Option<SpillFile>,
     tail: Vec<u8>,
+    /// Where chunks are compressed.
+    room: Vec<u8>,
 }
 
 impl Buffer {
     pub(super) const fn new() -> Self {
-        Self { sealed: Vec::new(), in_memory: 0, spill: None, tail: Vec::new() }
+        Self { sealed: Vec::new(), in_memory: 0, spill: None, tail: Vec::new(), room: Vec::new() }
     }
 
     /// The body's length so far.
@@ -75,7 +74,7 @@ impl Buffer {
         // whose mark lies before this entry, is being aborted, and the cut that follows has to find its place.
         let result = loop {
             let Some(piece) = self.tail.get(done..done + CHUNK_BYTES) else { break Ok(()) };
-            match seal_piece(piece, &mut self.spill, self.in_memory) {
+            match seal_piece(piece, &mut self.room, &mut self.spill, self.in_memory) {
                 Ok(sealed) => {
                     if let Place::Memory(body) = &sealed.place {
                         self.in_memory += body.len();
@@ -142,8 +141,9 @@ impl Buffer {
             with_body(sealed, &mut self.spill, |body| take(body, sealed.expanded_len))?;
         }
         if !self.tail.is_empty() {
-            match record::compress(&self.tail) {
-                Some(body) => take(&body, self.tail.len() as u32)?,
+            ready(&mut self.room, self.tail.len())?;
+            match record::compress(&self.tail, &mut self.room) {
+                Some(body) => take(body, self.tail.len() as u32)?,
                 None => take(&self.tail, 0)?,
             }
         }
@@ -164,18 +164,19 @@ impl Buffer {
         self.in_memory = 0;
         self.spill = None;
         self.tail.clear();
-        if self.tail.capacity() > KEPT_BYTES {
-            self.tail = Vec::new();
+        for kept in [&mut self.tail, &mut self.room] {
+            if kept.capacity() > KEPT_BYTES {
+                *kept = Vec::new();
+            }
         }
     }
 }
 
-fn seal_piece(piece: &[u8], spill: &mut Option<SpillFile>, in_memory: usize) -> Result<Sealed> {
-    // The compressor allocates without asking: make sure first that it can.
-    drop(scratch(COMPRESSION_BYTES)?);
-    let packed = record::compress(piece);
+fn seal_piece(piece: &[u8], room: &mut Vec<u8>, spill: &mut Option<SpillFile>, in_memory: usize) -> Result<Sealed> {
+    ready(room, piece.len())?;
+    let packed = record::compress(piece, room);
     let expanded_len = if packed.is_some() { piece.len() as u32 } else { 0 };
-    let body = packed.as_deref().unwrap_or(piece);
+    let body = packed.unwrap_or(piece);
     let place = if in_memory + body.len() <= gucs::transaction_buffer() {
         let mut kept = scratch(body.len())?;
         kept.extend_from_slice(body);
@@ -204,6 +205,12 @@ fn with_body<T>(
             use_body(&body)
         }
     }
+}
+
+/// Makes sure that `room` is large enough for compressing so many bytes: the compressor grows it without asking.
+fn ready(room: &mut Vec<u8>, bytes: usize) -> Result<()> {
+    let most = record::compression_room(bytes);
+    reserve(room, most.saturating_sub(room.len()))
 }
 
 fn scratch(bytes: usize) -> Result<Vec<u8>> {

@@ -66,9 +66,10 @@ fn compressed_record() {
     for _ in 0..40 {
         append_entry(&samples::insert(), &mut body);
     }
-    let packed = compress(&body).expect("40 equal rows are worth compressing");
+    let mut room = Vec::new();
+    let packed = compress(&body, &mut room).expect("40 equal rows are worth compressing");
     let expanded_len = Some(body.len() as u32);
-    let bytes = Header { expanded_len, ..samples::header() }.encode_record(&packed);
+    let bytes = Header { expanded_len, ..samples::header() }.encode_record(packed);
     golden("record_compressed", &bytes);
     let mut reader = EntryReader::default();
     reader.feed(&Record::decode(&bytes).unwrap()).unwrap();
