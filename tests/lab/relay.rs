@@ -85,7 +85,7 @@ impl Relay {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn log(&self) -> Result<String> {
+    pub fn log_text(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.recipe.log)?)
     }
 

@@ -40,7 +40,7 @@ async fn the_very_change_that_fails_is_known_and_can_be_tried_again() -> Result<
     assert_eq!(b.one("select count(*) from u").await?, "0");
     lab.node(2).exec("insert into u values (100)").await?;
     b.shows("select count(*) from u where id = 100", "1").await?;
-    let log = b.relay().log()?;
+    let log = b.relay().log_text()?;
     ensure!(log.contains("change 3 of its transaction, insert of public.t") && log.contains("23514"), "{log}");
     ensure!(!log.contains("s3cret"), "a value is in the log");
 
@@ -215,7 +215,7 @@ async fn locks_lost_connections_and_too_many_of_them_are_waited_out() -> Result<
     b.exec(cut_all).await?;
     a.exec("insert into t values (2, 'y')").await?;
     until("the relay to notice", PATIENCE, async || {
-        Ok(if b.relay().log()?.contains("53300") { Ok(()) } else { Err("not a word") })
+        Ok(if b.relay().log_text()?.contains("53300") { Ok(()) } else { Err("not a word") })
     })
     .await?;
     b.exec(&format!("alter database \"{}\" connection limit -1", b.database())).await?;

@@ -40,7 +40,7 @@ async fn a_standby_that_has_everything_goes_on_where_the_primary_was() -> Result
     let early = a.relay().with("DUPLEX_DATABASE", &url);
     early.start()?;
     until("the relay to find the standby read only", PATIENCE, async || {
-        Ok(if early.log()?.contains("25006") { Ok(()) } else { Err("not a word") })
+        Ok(if early.log_text()?.contains("25006") { Ok(()) } else { Err("not a word") })
     })
     .await?;
     a.cluster().crash()?;
@@ -61,7 +61,7 @@ async fn a_standby_that_has_everything_goes_on_where_the_primary_was() -> Result
     // 1 + 20 + 1 on a's side, 2 on b's: each once.
     assert_eq!(lab.transactions(a).await?, 22);
     assert_eq!(lab.transactions(b).await?, 2);
-    ensure!(!a.relay().log()?.contains("lacks transactions"), "nothing was lost");
+    ensure!(!a.relay().log_text()?.contains("lacks transactions"), "nothing was lost");
     lab.stop_relays()
 }
 
@@ -104,7 +104,7 @@ async fn what_an_asynchronous_standby_had_lost_comes_back_from_the_topic_once() 
     assert_eq!(a.one(versions).await?, b.one(versions).await?);
     let counts = "select count(*) || ' ' || count(distinct t) from journal where t between 101 and 109";
     assert_eq!(a.one(counts).await?, "9 9");
-    ensure!(a.relay().log()?.contains("lacks transactions of its own"), "{}", a.relay().log_tail(30));
+    ensure!(a.relay().log_text()?.contains("lacks transactions of its own"), "{}", a.relay().log_tail(30));
     // A restart finds the same end of the topic, and does nothing again.
     a.relay().kill()?;
     a.relay().start()?;

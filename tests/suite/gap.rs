@@ -132,7 +132,7 @@ async fn another_kafka_under_the_address_is_a_gap_and_is_not_published_to() -> R
     ensure!(reason.contains("this is Kafka cluster") && reason.contains("use the right Kafka"), "{reason}");
     b.exec("insert into t values (30, 'stays in the queue')").await?;
     until("the relay to refuse to publish", PATIENCE, async || {
-        let log = astray.log()?;
+        let log = astray.log_text()?;
         Ok(if log.contains("duplex.change_kafka()") { Ok(()) } else { Err("not a word") })
     })
     .await?;
