@@ -62,7 +62,7 @@ pub(crate) struct Path {
 enum Kind {
     Duplex(Duplex),
     Native(Native),
-    Older(Older),
+    Older(Box<Older>),
 }
 
 /// Servers as all systems get them: durable, with memory and WAL enough not to disturb.
@@ -90,7 +90,9 @@ impl Path {
         lab.exec_everywhere(&wide::create("wide")).await?;
         let kind = match system {
             System::Duplex => Kind::Duplex(Duplex::open(&lab).await?),
-            System::Older => Kind::Older(Older::open(&lab, jars.context("no jars of the older pipeline")?).await?),
+            System::Older => {
+                Kind::Older(Box::new(Older::open(&lab, jars.context("no jars of the older pipeline")?).await?))
+            }
             _ => Kind::Native(Native::open(&lab).await?),
         };
         let mut path = Self { lab, kind };
