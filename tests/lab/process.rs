@@ -199,16 +199,18 @@ pub fn died_of(status: ExitStatus, signal: Signal) -> bool {
     status.signal() == Some(signal as i32)
 }
 
-/// Runs a command to its end, as a user if one is given.
+/// Runs a command to its end, as a user if one is given. It ends with this process too: what went on writing would bring
+/// a folder back that is being removed.
 ///
 /// # Errors
 /// If it fails; the message holds what it printed.
 pub fn run(user: Option<&str>, command: &[&str]) -> Result<()> {
-    let mut run = Command::new(if user.is_some() { "setpriv" } else { command[0] });
-    match user {
-        Some(user) => run.args(["--reuid", user, "--regid", user, "--init-groups", "--"]).args(command),
-        None => run.args(&command[1..]),
-    };
+    let mut run = Command::new("setpriv");
+    if let Some(user) = user {
+        run.args(["--reuid", user, "--regid", user, "--init-groups"]);
+    }
+    // This thread waits for the command, so it cannot end before it.
+    run.args(["--pdeathsig", "KILL", "--"]).args(command);
     let output = run.stdin(Stdio::null()).output().with_context(|| format!("running {}", command[0]))?;
     if !output.status.success() {
         bail!(
