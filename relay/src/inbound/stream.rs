@@ -24,6 +24,9 @@ const WAIT: Duration = Duration::from_millis(500);
 /// How often parked changes are looked at, and how many of them are tried before the stream goes on.
 const LOOK_AT_PARKED: Duration = Duration::from_millis(500);
 const MOST_PARKED: usize = 100;
+/// How often a stream that runs says so again. A standby may have been told by a server at its start that it cannot
+/// connect, and may have reported that after the active relay was up again.
+const SAY_AGAIN: Duration = Duration::from_secs(2);
 
 /// What a stream remembers from one attempt to the next.
 #[derive(Debug, Default)]
@@ -34,6 +37,8 @@ struct Memory {
     /// Offset of a record that failed by what is in the data, and is to be applied with care.
     careful_at: Option<i64>,
     told: Option<(PeerState, Option<String>)>,
+    /// When this relay last said that the stream runs.
+    said_running: Option<Instant>,
 }
 
 /// Applies a peer's stream until told to stop.
@@ -99,9 +104,21 @@ impl Memory {
         if self.told.as_ref() == Some(&news) {
             return;
         }
+        // Whether a report that fails was written after all is not known, so then the next one is made in any case.
+        self.told = None;
         match node.control.report_peer(peer, state, reason).await {
             Ok(()) => self.told = Some(news),
             Err(err) => tracing::debug!(error = %err, "a peer's state could not be written down"),
+        }
+    }
+
+    /// Says that the stream runs, and again from time to time: another relay of this node may have said otherwise.
+    async fn tell_running(&mut self, node: &Node, peer: &str) {
+        let otherwise = self.told.as_ref().is_some_and(|(told, _)| *told != PeerState::Running);
+        if otherwise || self.said_running.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+            self.told = None;
+            self.said_running = Some(Instant::now());
+            self.tell(node, peer, PeerState::Running, None).await;
         }
     }
 }
@@ -155,10 +172,10 @@ async fn attempt(node: &Node, peer: &str, stop: &mut Stop, memory: &mut Memory) 
         Some(opened) => opened?,
     };
     tracing::info!(offset = opening.next_offset, "applying");
-    memory.tell(node, peer, PeerState::Running, None).await;
+    memory.tell_running(node, peer).await;
     let sifter = Sifter::new(opening.generation);
     let gathering = Gathering { sifter, peer, skips, batch: Batch::default(), then: None };
-    Flow { applier, reader, gathering, look_at_parked: Instant::now() }.run(stop, memory).await
+    Flow { applier, reader, gathering, look_at_parked: Instant::now() }.run(node, stop, memory).await
 }
 
 /// What has to wait until the batch before it is applied.
@@ -247,8 +264,9 @@ impl Gathering<'_> {
 
 impl Flow<'_> {
     /// Applies in rounds: a batch first, then what had to wait for it.
-    async fn run(&mut self, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
+    async fn run(&mut self, node: &Node, stop: &mut Stop, memory: &mut Memory) -> Result<(), Error> {
         while !stop.requested() {
+            memory.tell_running(node, self.gathering.peer).await;
             if !self.applier.is_open() && Instant::now() >= self.look_at_parked {
                 self.retry_parked().await?;
             }
