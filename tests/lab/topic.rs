@@ -86,8 +86,14 @@ pub async fn read(kafka: &Kafka, node: &str) -> Result<Vec<Stored>> {
         let start = Instant::now();
         loop {
             match client.poll(Duration::from_millis(200)) {
-                Some(Ok(message)) => records
-                    .push(Stored { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }),
+                Some(Ok(message)) => {
+                    let offset = message.offset();
+                    records.push(Stored { offset, value: message.payload().unwrap_or_default().to_vec() });
+                    // More may come for as long as somebody writes.
+                    if offset + 1 >= end {
+                        return Ok(records);
+                    }
+                }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(records),
                 Some(Err(err)) => bail!("reading {topic}: {err}"),
                 None => ensure!(start.elapsed() < TIMEOUT * 3, "reading {topic}: nothing comes before offset {end}"),
