@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use super::ledger::{self, Entry, TABLES};
 use super::load::Known;
 use crate::topic::{self, Stored};
-use crate::{Lab, Node};
+use crate::wait::when;
+use crate::{Lab, Node, PATIENCE, until};
 
 /// What a stream holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -79,9 +80,12 @@ pub fn published(records: &[Stored], entries: &[Entry]) -> Result<Stream> {
 
 /// Nothing waits, nothing is parked, nothing has stopped.
 async fn quiet(node: &Node) -> Result<()> {
-    let peers =
-        node.rows("select name, state, coalesce(reason, '') from duplex.peers where state <> 'running'").await?;
-    ensure!(peers.is_empty(), "streams on {} are not running: {peers:?}", node.name());
+    let sql = "select name, state, coalesce(reason, '') from duplex.peers where state <> 'running'";
+    until(&format!("the streams on {} to run", node.name()), PATIENCE, async || {
+        let peers = node.rows(sql).await?;
+        Ok(when(peers.is_empty(), format!("{peers:?}")))
+    })
+    .await?;
     let errors = node.rows("select peer, topic_offset, sqlstate, message from duplex.apply_errors").await?;
     ensure!(errors.is_empty(), "errors on {}: {errors:?}", node.name());
     let queued = node.queued().await?;
