@@ -10,7 +10,7 @@ export PG_CONFIG ?=
 # One command line for the relay and the tests, so that what both use is compiled once, with one set of features.
 CARGO_BUILD := cargo build --locked --release -p duplex-relay -p duplex-tests
 
-.PHONY: help deps kafka build install test converge-model demo bench lint clean-lab
+.PHONY: help deps kafka build install test converge-model failpoints faults demo bench lint clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,3 +60,5 @@ lint: deps ## Formatting and clippy, warnings are errors
 
 clean-lab: ## Remove what labs that were cut off have left in the temporary folder
 	@scripts/clean-lab.sh
+
+include docker/docker.mk
