@@ -84,6 +84,7 @@ begin
     end if;
 
     insert into duplex.table_registry (relid) values (relation);
+    perform duplex.fit_registers(relation);
     -- Triggers fire in the order of their names: capture comes before those that may write, and RI_ConstraintTrigger_*.
     execute format('create trigger "00_duplex_capture" after insert or update or delete on %s '
                    'for each row execute function duplex.capture_row()', relation);
@@ -116,6 +117,8 @@ begin
     execute format('drop trigger if exists "00_duplex_capture" on %s', relation);
     execute format('drop trigger if exists "00_duplex_capture_truncate" on %s', relation);
     perform duplex.unguard_partitions();
+    -- Only now that the triggers are gone nobody writes there any more.
+    perform duplex.drop_registers(relation);
 end
 $$;
 comment on function duplex.disable(regclass) is
@@ -160,11 +163,24 @@ comment on function duplex.enable_schema(name) is
 create function duplex.forget_dropped_tables() returns event_trigger
     language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    relation oid;
 begin
-    delete from duplex.table_registry t
-     using pg_event_trigger_dropped_objects() d
-     where d.classid = 'pg_class'::regclass and d.objsubid = 0 and t.relid = d.objid;
+    for relation in
+        delete from duplex.table_registry t
+         using pg_event_trigger_dropped_objects() d
+         where d.classid = 'pg_class'::regclass and d.objsubid = 0 and t.relid = d.objid
+     returning t.relid
+    loop
+        perform duplex.drop_registers(relation);
+    end loop;
+    perform duplex.fit_registers(r.relid)
+       from duplex.registers r
+       join pg_event_trigger_dropped_objects() d on d.classid = 'pg_class'::regclass and r.of_index = d.objid
+       join pg_class c on c.oid = r.relid
+      group by r.relid;
 end
 $$;
-create event trigger duplex_forget_dropped_tables on sql_drop when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
+create event trigger duplex_forget_dropped_tables on sql_drop
+    when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED', 'DROP INDEX', 'ALTER TABLE')
     execute function duplex.forget_dropped_tables();

@@ -18,8 +18,8 @@ revoke all on all routines in schema duplex from public;
 revoke all on schema duplex from public;
 
 grant usage on schema duplex to duplex_relay;
-grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors, duplex.parked
-    to duplex_relay;
+grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors, duplex.parked,
+    duplex.conflict_history, duplex.conflict_stats to duplex_relay;
 grant execute on function
     duplex.drain_open(bigint),
     duplex.drain(integer, integer),
@@ -41,6 +41,7 @@ grant execute on function
     duplex.base_type(oid, integer),
     duplex.type_label(text, text, integer),
     duplex.report_peer(text, text, text),
-    duplex.report_error(text, bigint, text, text, text, text)
+    duplex.report_error(text, bigint, text, text, text, text),
+    duplex.maintain()
 to duplex_relay;
 grant execute on procedure duplex.apply_batch(bytea[], bigint[]) to duplex_relay;

@@ -9,6 +9,7 @@ static TRANSACTION_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static QUEUE_SEGMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static QUEUE_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static QUEUE_FULL: GucSetting<QueueFull> = GucSetting::<QueueFull>::new(QueueFull::Warn);
+static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static MAX_CLOCK_SKEW: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
 /// What happens to a transaction that finds the queue beyond its limit.
@@ -79,6 +80,16 @@ pub(crate) fn init() {
         3_600_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"duplex.conflict_retention",
+        c"How long records of conflicts are kept in duplex.conflict_history.",
+        c"Older ones are removed by and by; duplex.conflict_stats goes on counting them.",
+        &CONFLICT_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
     );
     // SAFETY: a plain call with a string that lives forever.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"duplex".as_ptr()) };

@@ -34,7 +34,12 @@ const TABLE: &[(&str, Class, &str)] = &[
     ("28", Class::Transient, "the server refuses the relay's role: check its password and pg_hba.conf"),
     ("3D000", Class::Transient, "the database does not exist: check --database"),
     ("23505", Class::Race, "a unique value is taken: see the row, then duplex.retry_peer"),
-    ("23P01", Class::Race, "an exclusion constraint is violated: see the row, then duplex.retry_peer"),
+    (
+        "23P01",
+        Class::Race,
+        "rows that an exclusion constraint keeps apart, and no version says which is to go: change or delete one of them, \
+         then duplex.retry_peer",
+    ),
     ("23503", Class::Data, "a row that is referred to is missing: see the row, then duplex.retry_peer"),
     ("42P01", Class::Data, "a table is missing here: create and enable it, then duplex.retry_peer"),
     ("42703", Class::Data, "a column is missing here: add it, then duplex.retry_peer"),

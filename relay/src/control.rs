@@ -115,6 +115,14 @@ impl Control {
         self.query("reporting why a stream stopped", sql, &arguments).await.map(drop)
     }
 
+    /// Lets the database look after what it keeps: a little at a time.
+    ///
+    /// # Errors
+    /// If the database cannot be reached.
+    pub async fn maintain(&self) -> Result<(), Error> {
+        self.query("looking after the database's records", "select duplex.maintain()", &[]).await.map(drop)
+    }
+
     /// A peer's state, for a stream that waits for a person to set it back to `waiting`. `None` if the peer is gone.
     ///
     /// # Errors

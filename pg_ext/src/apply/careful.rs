@@ -147,7 +147,7 @@ pub(crate) fn apply(writer: &mut Writer<'_>, frame: &[u8]) -> Result<()> {
         return writer.entry(frame);
     }
     truncate_pending(writer)?;
-    writer.close_tables();
+    writer.close_tables()?;
     let change = Change::read(writer.progress, frame)?;
     if park::is_behind(&change)? {
         return park::keep(writer, frame, &change, None);
@@ -169,7 +169,7 @@ pub(crate) fn truncate(writer: &mut Writer<'_>) -> Result<()> {
     if writer.session.careful == 0 {
         writer.empty_tables()?;
     } else {
-        writer.close_tables();
+        writer.close_tables()?;
         let ordinal = writer.progress.first_truncate;
         if let Err(failure) = attempt(writer, |writer| writer.empty_tables()) {
             let change = Change { table: tables.join(", "), operation: "truncate".to_owned(), key: None, row: None };

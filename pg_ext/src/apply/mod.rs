@@ -13,20 +13,22 @@
 //! | `value` | bytes of the stream into values of a column |
 //! | `table` | a table opened for writing: executor state, indexes, triggers |
 //! | `row` | finding, inserting, updating and deleting one row |
+//! | `decide` | what becomes of one change, by the rules of conflicts |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
 //! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
 
 mod batch;
 mod careful;
-mod own;
+mod decide;
+pub(crate) mod own;
 mod park;
 mod partition;
 mod relation;
 mod row;
 mod session;
-mod subtransaction;
-mod table;
+pub(crate) mod subtransaction;
+pub(crate) mod table;
 mod transaction;
 mod truncate;
 mod value;

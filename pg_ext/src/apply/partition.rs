@@ -38,6 +38,8 @@ pub(crate) struct Routing {
     state: *mut pg_sys::ModifyTableState,
     routing: *mut c_void,
     leaves: HashMap<*mut pg_sys::ResultRelInfo, Leaf>,
+    /// The one found last.
+    current: *mut pg_sys::ResultRelInfo,
 }
 
 impl Routing {
@@ -56,8 +58,13 @@ impl Routing {
             (*state).resultRelInfo = root;
             (*state).rootResultRelInfo = root;
             let routing = guarded(|| ExecSetupPartitionTupleRouting(estate, rel));
-            Self { root, state, routing, leaves: HashMap::new() }
+            Self { root, state, routing, leaves: HashMap::new(), current: std::ptr::null_mut() }
         }
+    }
+
+    /// The partition found last, with the row as it was written there.
+    pub(crate) fn current(&mut self) -> &mut Leaf {
+        self.leaves.get_mut(&self.current).expect("a partition was found before")
     }
 
     /// The partition of the row in `remote`, with the row put into its layout.
@@ -75,6 +82,7 @@ impl Routing {
         unsafe {
             let (state, root, routing) = (self.state, self.root, self.routing);
             let info = guarded(|| ExecFindPartition(state, root, routing, remote, estate));
+            self.current = info;
             #[cfg(feature = "pg15")]
             let map = (*info).ri_RootToPartitionMap;
             #[cfg(not(feature = "pg15"))]

@@ -14,6 +14,7 @@ use pgrx::{PgSqlErrorCode, PgTupleDesc, Spi, pg_guard, pg_sys};
 
 use crate::apply::own::with_own_tables;
 use crate::apply::value::Conversion;
+use crate::conflict::registers::Registers;
 use crate::errors::{Failure, Result};
 
 /// Mappings kept before all are forgotten: a bound on memory, far above the tables of one stream.
@@ -43,6 +44,10 @@ pub(crate) struct Target {
     pub(crate) columns: Vec<TargetColumn>,
     /// The key, as indexes into `columns`.
     pub(crate) key: Vec<u16>,
+    /// What is remembered of its keys and unique values.
+    pub(crate) registers: Registers,
+    /// Names of the key's columns in the registers' order, for the record of conflicts.
+    pub(crate) key_names: Vec<String>,
     /// Attributes that the descriptor lacks and this node does not compute: default on INSERT, kept on UPDATE.
     pub(crate) unmapped: Vec<i16>,
     context: pg_sys::MemoryContext,
@@ -126,6 +131,13 @@ impl Target {
             check_enabled((*rel).rd_id, &label)?;
             // Watched from here on: what comes between is seen as a change.
             let stale = watch((*rel).rd_id);
+            let registers = Registers::load(rel)?.ok_or_else(|| {
+                Failure::new(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("table {label} has no register of what is gone"),
+                )
+                .hint(format!("Call duplex.fit_registers('{label}')."))
+            })?;
             let context = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::TopMemoryContext,
                 c"pg_duplex target".as_ptr(),
@@ -139,11 +151,14 @@ impl Target {
                 owner: form.relowner,
                 columns: Vec::with_capacity(relation.columns.len()),
                 key: relation.key.clone(),
+                registers,
+                key_names: Vec::new(),
                 unmapped: Vec::new(),
                 context,
                 stale,
             };
             target.map_columns(rel, relation)?;
+            target.check_key()?;
             if target.key.iter().any(|&index| usize::from(index) >= target.columns.len()) {
                 return Err(Failure::new(
                     PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
@@ -179,12 +194,30 @@ impl Target {
             let generated = attribute.attgenerated != 0;
             self.columns.push(TargetColumn { attribute: attribute.attnum, conversion, generated });
         }
+        let name = |&attribute: &i16| desc.get(attribute as usize - 1).map(|a| a.name().to_owned()).unwrap_or_default();
+        self.key_names = self.registers.key.iter().map(name).collect();
         self.unmapped = desc
             .iter()
             .filter(|a| !a.attisdropped && a.attgenerated == 0 && !found[a.attnum as usize - 1])
             .map(|a| a.attnum)
             .collect();
         Ok(())
+    }
+}
+
+impl Target {
+    /// Rows are remembered by the key that they have here: it has to be the one that the peer means.
+    fn check_key(&self) -> Result<()> {
+        let here = &self.registers.key;
+        if here.len() == self.key.len() && self.key_attributes().all(|attribute| here.contains(&attribute)) {
+            return Ok(());
+        }
+        Err(Failure::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("table {} has another key than on the peer", self.label),
+        )
+        .detail(format!("Here it is ({}).", self.key_names.join(", ")))
+        .hint("Give the table the same primary key or replica identity index on every node."))
     }
 }
 

@@ -1,13 +1,13 @@
 //! One row: found by its key, decided on by its version, written at the executor's level.
 
 use duplex_protocol::entry::{Delete, Put, Row};
-use duplex_protocol::rules;
-use duplex_protocol::version::Version;
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
+use crate::apply::decide::Guard;
 use crate::apply::own::Identity;
 use crate::apply::table::{Leaf, Storage, Table, Triggers};
-use crate::conflict::version::Versions;
+use crate::conflict::arrival::{Arrival, Change};
+use crate::conflict::write::{self, Written};
 use crate::errors::{Failure, Result};
 
 impl Table {
@@ -15,50 +15,55 @@ impl Table {
     ///
     /// # Safety
     /// Inside a transaction with an active snapshot, acting as the table's owner.
-    pub(crate) unsafe fn put(&mut self, put: &Put<'_>, incoming: &Version, versions: &mut Versions) -> Result<()> {
-        let estate = self.estate;
+    pub(crate) unsafe fn put(&mut self, put: &Put<'_>, arrival: &mut Arrival<'_>) -> Result<()> {
+        let change = Change::put(put.kind, put.replaced);
         // SAFETY: as the caller promises, for all calls below; the row's memory is reset once it is written.
         unsafe {
             let caller = self.begin_row();
             self.fill(&put.row)?;
-            let no_defaults = self.defaults.is_empty();
-            let leaf = self.leaf()?;
-            if find(leaf, pg_sys::LockTupleMode::LockTupleNoKeyExclusive) {
-                if rules::wins(incoming, versions.of_row(raw_xmin(leaf.found), incoming)) {
-                    update(leaf, estate);
+            let mut has_defaults = self.defaults.is_empty();
+            loop {
+                let done = if find(self.leaf()?, pg_sys::LockTupleMode::LockTupleNoKeyExclusive) {
+                    self.put_over(change, arrival)?
+                } else {
+                    if !has_defaults {
+                        // Evaluated only now: a default may be the next value of a sequence.
+                        self.fill_defaults();
+                        has_defaults = true;
+                        self.leaf()?;
+                    }
+                    self.put_anew(change, arrival)?
+                };
+                if done {
+                    break;
                 }
-            } else if no_defaults {
-                insert(leaf, estate);
-            } else {
-                // Evaluated only now: a default may be the next value of a sequence.
-                self.fill_defaults();
-                insert(self.leaf()?, estate);
+                // Somebody took the key in between: it is decided again on what is there now.
+                check_for_interrupts!();
             }
             self.end_row(caller);
         }
         Ok(())
     }
 
-    /// Deletes a row, if the deletion is later than what is there. A row that is not there needs nothing.
+    /// Deletes a row, if the deletion is later than what is there, and remembers that it is gone.
     ///
     /// # Safety
     /// As [`Table::put`].
-    pub(crate) unsafe fn delete(
-        &mut self,
-        delete: &Delete<'_>,
-        incoming: &Version,
-        versions: &mut Versions,
-    ) -> Result<()> {
-        let estate = self.estate;
+    pub(crate) unsafe fn delete(&mut self, delete: &Delete<'_>, arrival: &mut Arrival<'_>) -> Result<()> {
+        let change = Change::delete(delete.replaced);
         // SAFETY: as the caller promises.
         unsafe {
             let caller = self.begin_row();
             self.fill_key(&delete.key)?;
-            let leaf = self.leaf()?;
-            if find(leaf, pg_sys::LockTupleMode::LockTupleExclusive)
-                && rules::wins(incoming, versions.of_row(raw_xmin(leaf.found), incoming))
-            {
-                remove(leaf, estate);
+            let mut found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
+            if !found {
+                self.guard(Guard::Alone);
+                found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
+            }
+            if found {
+                self.delete_found(change, arrival)?;
+            } else {
+                self.delete_missing(change, arrival)?;
             }
             self.end_row(caller);
         }
@@ -73,6 +78,14 @@ impl Table {
             Storage::Partitioned(routing) => unsafe {
                 routing.leaf(self.estate, self.remote, &self.target, &mut self.deferrable)
             },
+        }
+    }
+
+    /// The same once it is found, with what was computed for the row since.
+    pub(crate) fn current(&mut self) -> &mut Leaf {
+        match &mut self.storage {
+            Storage::Plain(leaf) => leaf,
+            Storage::Partitioned(routing) => routing.current(),
         }
     }
 
@@ -169,54 +182,73 @@ unsafe fn set(slot: *mut pg_sys::TupleTableSlot, attribute: i16, datum: pg_sys::
 
 /// Finds and locks the row that has the key in `leaf.write`, equal by the index's operators, not by bytes. Waits for
 /// whoever is writing it, and looks again.
-unsafe fn find(leaf: &Leaf, lock: pg_sys::LockTupleMode::Type) -> bool {
+pub(crate) unsafe fn find(leaf: &Leaf, lock: pg_sys::LockTupleMode::Type) -> bool {
     // SAFETY: the relation is open, the slots are of its layout.
     unsafe {
         pg_sys::RelationFindReplTupleByIndex((*leaf.info).ri_RelationDesc, leaf.key_index, lock, leaf.write, leaf.found)
     }
 }
 
-/// The id of the transaction that wrote the row found, frozen or not.
-unsafe fn raw_xmin(found: *mut pg_sys::TupleTableSlot) -> pg_sys::TransactionId {
-    // SAFETY: `Leaf::new` made sure that the slot is a heap's, and `find` has filled it.
-    unsafe { (*(*(*found.cast::<pg_sys::HeapTupleTableSlot>()).tuple).t_data).t_choice.t_heap.t_xmin }
-}
+impl Leaf {
+    /// Inserts the row in `write`.
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn insert(&mut self, estate: *mut pg_sys::EState) -> Written {
+        // SAFETY: as the caller promises.
+        unsafe { change(self, estate, |leaf| write::insert(leaf, estate)) }
+    }
 
-unsafe fn insert(leaf: &mut Leaf, estate: *mut pg_sys::EState) {
-    // SAFETY: as `Table::put`.
-    unsafe { change(leaf, estate, |leaf| pg_sys::ExecSimpleRelationInsert(leaf.info, estate, leaf.write)) }
-}
+    /// Puts the row in `write` in the place of the one in `found`.
+    ///
+    /// # Safety
+    /// As [`Table::put`]; the row found is locked, so nobody changes it in between.
+    pub(crate) unsafe fn update(&mut self, estate: *mut pg_sys::EState) -> Written {
+        // SAFETY: as the caller promises.
+        unsafe {
+            self.keep();
+            change(self, estate, |leaf| {
+                if leaf.uniques.is_empty() {
+                    pg_sys::ExecSimpleRelationUpdate(leaf.info, estate, &mut *leaf.epq, leaf.found, leaf.write);
+                    return Written::Row(Vec::new());
+                }
+                write::update(leaf, estate)
+            })
+        }
+    }
 
-unsafe fn update(leaf: &mut Leaf, estate: *mut pg_sys::EState) {
-    // SAFETY: as `Table::put`; the row found is locked, so nobody changes it in between.
-    unsafe {
-        if let Some(&last) = leaf.kept.iter().max() {
-            if (*leaf.found).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(leaf.found, last.into());
+    /// Takes over what an UPDATE leaves as it is here.
+    unsafe fn keep(&mut self) {
+        // SAFETY: both slots are of this leaf, and `found` holds a row.
+        unsafe {
+            let Some(&last) = self.kept.iter().max() else { return };
+            if (*self.found).tts_nvalid < last {
+                pg_sys::slot_getsomeattrs_int(self.found, last.into());
             }
-            for &attribute in &leaf.kept {
+            for &attribute in &self.kept {
                 let index = attribute as usize - 1;
-                (*leaf.write).tts_values.add(index).write(*(*leaf.found).tts_values.add(index));
-                (*leaf.write).tts_isnull.add(index).write(*(*leaf.found).tts_isnull.add(index));
+                (*self.write).tts_values.add(index).write(*(*self.found).tts_values.add(index));
+                (*self.write).tts_isnull.add(index).write(*(*self.found).tts_isnull.add(index));
             }
         }
-        change(leaf, estate, |leaf| {
-            pg_sys::ExecSimpleRelationUpdate(leaf.info, estate, &mut *leaf.epq, leaf.found, leaf.write);
-        });
     }
-}
 
-unsafe fn remove(leaf: &mut Leaf, estate: *mut pg_sys::EState) {
-    // SAFETY: as `update`.
-    unsafe {
-        change(leaf, estate, |leaf| {
-            pg_sys::ExecSimpleRelationDelete(leaf.info, estate, &mut *leaf.epq, leaf.found);
-        });
+    /// Removes the row in a slot, which is locked.
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn remove(&mut self, slot: *mut pg_sys::TupleTableSlot, estate: *mut pg_sys::EState) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            change(self, estate, |leaf| {
+                pg_sys::ExecSimpleRelationDelete(leaf.info, estate, &mut *leaf.epq, slot);
+            });
+        }
     }
 }
 
 /// One change of a row, with its triggers, visible to what comes next.
-unsafe fn change(leaf: &mut Leaf, estate: *mut pg_sys::EState, write: impl FnOnce(&mut Leaf)) {
+unsafe fn change<R>(leaf: &mut Leaf, estate: *mut pg_sys::EState, write: impl FnOnce(&mut Leaf) -> R) -> R {
     // SAFETY: as the callers promise. A trigger queue is opened only where there is a trigger: row by row, so that it
     // never grows.
     unsafe {
@@ -224,7 +256,7 @@ unsafe fn change(leaf: &mut Leaf, estate: *mut pg_sys::EState, write: impl FnOnc
             (*estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             pg_sys::AfterTriggerBeginQuery();
         }
-        write(leaf);
+        let result = write(leaf);
         match leaf.triggers {
             Triggers::None => {}
             Triggers::Users => pg_sys::AfterTriggerEndQuery(estate),
@@ -233,5 +265,6 @@ unsafe fn change(leaf: &mut Leaf, estate: *mut pg_sys::EState, write: impl FnOnc
         }
         pg_sys::CommandCounterIncrement();
         pg_sys::UpdateActiveSnapshotCommandId();
+        result
     }
 }

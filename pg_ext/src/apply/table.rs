@@ -5,11 +5,16 @@ use std::ffi::CStr;
 use std::ptr;
 use std::rc::Rc;
 
+use duplex_protocol::version::Version;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::apply::partition::Routing;
 use crate::apply::relation::Target;
 use crate::apply::value::Arena;
+use crate::conflict::arrival::Arrival;
+use crate::conflict::tombstone::Tombstones;
+use crate::conflict::unique::Unique;
+use crate::conflict::write::noted;
 use crate::errors::{Failure, Result};
 
 /// Our own triggers, which would only find out that this session is replication.
@@ -43,6 +48,14 @@ pub(crate) struct Leaf {
     pub(crate) triggers: Triggers,
     /// What BEFORE triggers lock rows with.
     pub(crate) epq: Box<pg_sys::EPQState>,
+    /// The unique indexes but the key's.
+    pub(crate) uniques: Vec<Unique>,
+    /// Those in which duplicates are noted, not raised, and the key's.
+    pub(crate) noted: *mut pg_sys::List,
+    /// The key's attributes in this leaf, in the order of the table's registers.
+    pub(crate) key: Vec<i16>,
+    /// Where another row is put that holds a unique value of the one to write.
+    pub(crate) other: *mut pg_sys::TupleTableSlot,
 }
 
 /// Which triggers of a table fire when a row is written by apply.
@@ -77,6 +90,12 @@ pub(crate) struct Table {
     pub(crate) defaults: Vec<(i16, *mut pg_sys::ExprState)>,
     pub(crate) storage: Storage,
     pub(crate) deferrable: Vec<Deferrable>,
+    /// Version of the newest TRUNCATE.
+    pub(crate) truncated: Option<Version>,
+    /// This transaction reads the table's registers: nobody changes them under it.
+    pub(crate) guarded: bool,
+    /// What is known of whether there are tombstones.
+    pub(crate) tombstones: Tombstones,
 }
 
 impl Table {
@@ -84,7 +103,7 @@ impl Table {
     ///
     /// # Safety
     /// Inside a transaction with an active snapshot; closed before the transaction's end or the call's.
-    pub(crate) unsafe fn open(target: Rc<Target>) -> Result<Option<Self>> {
+    pub(crate) unsafe fn open(target: Rc<Target>, arrival: &mut Arrival<'_>) -> Result<Option<Self>> {
         // SAFETY: as the caller promises; locking takes in pending invalidations, which `is_stale` shows.
         let rel = unsafe { pg_sys::try_table_open(target.relid, pg_sys::RowExclusiveLock.cast_signed()) };
         if rel.is_null() || target.is_stale() {
@@ -120,7 +139,23 @@ impl Table {
             let defaults = default_expressions(rel, &target);
             pg_sys::MemoryContextSwitchTo(caller);
             let arena = Arena::default();
-            Ok(Some(Self { target, rel, estate, remote, econtext, arena, defaults, storage, deferrable }))
+            let stamp = target.registers.truncated.as_ref();
+            let tombstones = Tombstones::new(target.registers.tombstones);
+            let truncated = stamp.and_then(|stamp| stamp.version(arrival.versions, arrival.version));
+            Ok(Some(Self {
+                target,
+                rel,
+                estate,
+                remote,
+                econtext,
+                arena,
+                defaults,
+                storage,
+                deferrable,
+                truncated,
+                guarded: false,
+                tombstones,
+            }))
         }
     }
 
@@ -131,6 +166,7 @@ impl Table {
     pub(crate) unsafe fn close(self) {
         // SAFETY: everything was opened by `open`, and is closed in the executor's own order.
         unsafe {
+            self.tombstones.close();
             match self.storage {
                 Storage::Plain(leaf) => pg_sys::ExecCloseIndices(leaf.info),
                 Storage::Partitioned(routing) => routing.close(),
@@ -281,7 +317,31 @@ impl Leaf {
             pg_sys::EvalPlanQualInit(&mut *epq, estate, ptr::null_mut(), ptr::null_mut(), -1);
             #[cfg(not(feature = "pg15"))]
             pg_sys::EvalPlanQualInit(&mut *epq, estate, ptr::null_mut(), ptr::null_mut(), -1, ptr::null_mut());
-            Ok(Self { info, key_index, found, write, kept, triggers, epq })
+            let uniques = Unique::of(info, key_index, &target.registers);
+            let other = match uniques.is_empty() {
+                true => ptr::null_mut(),
+                false => pg_sys::table_slot_create(rel, &raw mut (*estate).es_tupleTable),
+            };
+            let key = target.registers.key.iter().copied().map(here).collect();
+            let noted = noted(key_index, &uniques);
+            Ok(Self { info, key_index, found, write, kept, triggers, epq, uniques, noted, key, other })
+        }
+    }
+}
+
+impl Leaf {
+    /// The key of the row in a slot, in the order of the table's registers. The values point into the slot.
+    ///
+    /// # Safety
+    /// The slot is of this leaf and holds a row.
+    pub(crate) unsafe fn key_of(&self, slot: *mut pg_sys::TupleTableSlot) -> Vec<pg_sys::Datum> {
+        let last = self.key.iter().copied().max().unwrap_or(0);
+        // SAFETY: as the caller promises.
+        unsafe {
+            if (*slot).tts_nvalid < last {
+                pg_sys::slot_getsomeattrs_int(slot, last.into());
+            }
+            self.key.iter().map(|&attribute| *(*slot).tts_values.add(attribute as usize - 1)).collect()
         }
     }
 }

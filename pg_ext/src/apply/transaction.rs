@@ -16,6 +16,7 @@ use crate::apply::relation::Target;
 use crate::apply::session::Session;
 use crate::apply::table::{Deferrable, Table, node};
 use crate::apply::truncate::{has_sequences, truncate};
+use crate::conflict::arrival::Arrival;
 use crate::errors::{Failure, Result};
 
 /// Where a transaction is in its stream.
@@ -45,6 +46,8 @@ pub(crate) struct Progress {
     truncates: Vec<Truncate>,
     /// The number of the first of them.
     pub(crate) first_truncate: u32,
+    /// The nodes that replaced versions refer to by number.
+    origins: HashMap<u32, String>,
 }
 
 impl Progress {
@@ -59,6 +62,7 @@ impl Progress {
             deferrable: Vec::new(),
             truncates: Vec::new(),
             first_truncate: 0,
+            origins: HashMap::new(),
         }
     }
 
@@ -131,13 +135,15 @@ impl<'s> Writer<'s> {
         match entry {
             Entry::Put(put) => {
                 let index = self.table(put.relation)?;
+                let (tables, mut arrival) = self.arrival();
                 // SAFETY: inside a transaction with a snapshot, and `table` acts as the owner.
-                unsafe { self.tables[index].put(&put, &self.version, &mut self.session.versions)? };
+                unsafe { tables[index].put(&put, &mut arrival)? };
             }
             Entry::Delete(delete) => {
                 let index = self.table(delete.relation)?;
+                let (tables, mut arrival) = self.arrival();
                 // SAFETY: as above.
-                unsafe { self.tables[index].delete(&delete, &self.version, &mut self.session.versions)? };
+                unsafe { tables[index].delete(&delete, &mut arrival)? };
             }
             Entry::Truncate(truncate) => {
                 if self.progress.truncates.is_empty() {
@@ -145,8 +151,10 @@ impl<'s> Writer<'s> {
                 }
                 self.progress.truncates.push(truncate);
             }
-            // Whom replaced versions are of matters to the record of conflicts only, and to changes that are parked.
-            Entry::Origin(_) => park::keep_frame(frame, &mut self.progress.origin_frames),
+            Entry::Origin(origin) => {
+                park::keep_frame(frame, &mut self.progress.origin_frames);
+                self.progress.origins.insert(origin.id, origin.name);
+            }
             Entry::Relation(_) => {}
         }
         Ok(())
@@ -157,7 +165,7 @@ impl<'s> Writer<'s> {
         if last {
             self.truncate()?;
         }
-        self.close_tables();
+        self.close_tables()?;
         if last {
             self.check_deferred()?;
             careful::finish(&mut self)?;
@@ -224,20 +232,29 @@ impl<'s> Writer<'s> {
         loop {
             let target = self.target(id)?;
             self.act_as(target.owner);
+            let (tables, mut arrival) = self.arrival();
             // SAFETY: inside a transaction with a snapshot; closed by `finish`.
-            if let Some(table) = unsafe { Table::open(target)? } {
-                self.tables.push(table);
+            if let Some(table) = unsafe { Table::open(target, &mut arrival)? } {
+                tables.push(table);
                 return Ok(self.tables.len() - 1);
             }
             check_for_interrupts!();
         }
     }
 
+    /// The tables, and what all changes that arrive at them have in common.
+    fn arrival(&mut self) -> (&mut Vec<Table>, Arrival<'_>) {
+        let Self { session, progress, version, tables, .. } = self;
+        (tables, Arrival { version, versions: &mut session.versions, origins: &progress.origins })
+    }
+
     /// Closes all tables, and acts as the session's own role again.
-    pub(crate) fn close_tables(&mut self) {
+    pub(crate) fn close_tables(&mut self) -> Result<()> {
         self.by_id.clear();
         self.act_as_oneself();
         for mut table in self.tables.drain(..) {
+            // SAFETY: the table is open.
+            unsafe { table.tombstones.check()? };
             for deferrable in table.deferrable.drain(..) {
                 if !self.progress.deferrable.contains(&deferrable) {
                     self.progress.deferrable.push(deferrable);
@@ -246,6 +263,7 @@ impl<'s> Writer<'s> {
             // SAFETY: everything went well so far.
             unsafe { table.close() };
         }
+        Ok(())
     }
 
     /// Empties the tables whose truncates have piled up.
@@ -255,7 +273,7 @@ impl<'s> Writer<'s> {
 
     /// Does so without care.
     pub(crate) fn empty_tables(&mut self) -> Result<()> {
-        self.close_tables();
+        self.close_tables()?;
         let mut together: Vec<Rc<Target>> = Vec::new();
         let mut restart = None;
         for entry in std::mem::take(&mut self.progress.truncates) {
@@ -276,8 +294,9 @@ impl<'s> Writer<'s> {
 
     fn truncate_together(&mut self, targets: &[Rc<Target>], restart: Option<bool>) -> Result<()> {
         self.act_as(targets[0].owner);
+        let (version, versions) = (&self.version, &mut self.session.versions);
         // SAFETY: inside a transaction with a snapshot, with no table open.
-        unsafe { truncate(targets, restart.unwrap_or(false))? };
+        unsafe { truncate(targets, restart.unwrap_or(false), version, versions)? };
         self.act_as_oneself();
         Ok(())
     }

@@ -2,11 +2,17 @@
 
 use std::rc::Rc;
 
+use duplex_protocol::rules::key::truncates as truncates_row;
+use duplex_protocol::rules::wins;
+use duplex_protocol::version::Version;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::apply::relation::Target;
 use crate::apply::table::{fires_on_apply, list_cells};
+use crate::conflict::register::raw_xmin;
+use crate::conflict::truncates;
+use crate::conflict::version::Versions;
 use crate::errors::{Failure, Result};
 
 // Not among pgrx's bindings. The declaration is that of catalog/pg_inherits.h, the same in PostgreSQL 15 to 18;
@@ -17,6 +23,8 @@ unsafe extern "C-unwind" {
         lockmode: pg_sys::LOCKMODE,
         numparents: *mut *mut pg_sys::List,
     ) -> *mut pg_sys::List;
+    // commands/sequence.h
+    fn ResetSequence(sequence: pg_sys::Oid);
 }
 
 /// Empties `targets`, which one statement emptied on the peer. The peer's CASCADE has named all of them, so nothing
@@ -24,14 +32,26 @@ unsafe extern "C-unwind" {
 ///
 /// # Safety
 /// Inside a transaction with an active snapshot, acting as the first table's owner; none of the tables is open.
-pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) -> Result<()> {
+pub(crate) unsafe fn truncate(
+    targets: &[Rc<Target>],
+    restart_identity: bool,
+    version: &Version,
+    versions: &mut Versions,
+) -> Result<()> {
+    // One that was truncated later has nothing left that this one would take.
+    let is_newest = |target: &&Rc<Target>| {
+        let newest = target.registers.truncated.as_ref();
+        // SAFETY: inside a transaction; the registers' writers have committed.
+        wins(version, newest.and_then(|stamp| unsafe { stamp.version(versions, version) }).as_ref())
+    };
+    let targets: Vec<Rc<Target>> = targets.iter().filter(is_newest).map(Rc::clone).collect();
     let Some(first) = targets.first() else { return Ok(()) };
     let (mut rels, mut relids) = (std::ptr::null_mut(), std::ptr::null_mut());
     let mut seen = Vec::new();
     let mut triggers = false;
     // SAFETY: as the caller promises; relations are locked to the end of the transaction.
     unsafe {
-        for target in targets {
+        for target in &targets {
             let lock = pg_sys::AccessExclusiveLock.cast_signed();
             let root = pg_sys::table_open(target.relid, lock);
             // Partitions are the table; those who inherit otherwise are tables of their own, which may not be enabled.
@@ -65,15 +85,36 @@ pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) ->
             )
             .hint("Give the tables one owner, or let these triggers not fire in replica sessions."));
         }
-        let restrict = pg_sys::DropBehavior::DROP_RESTRICT;
-        #[cfg(feature = "pg15")]
-        pg_sys::ExecuteTruncateGuts(rels, relids, std::ptr::null_mut(), restrict, restart_identity);
-        #[cfg(not(feature = "pg15"))]
-        pg_sys::ExecuteTruncateGuts(rels, relids, std::ptr::null_mut(), restrict, restart_identity, true);
+        let mut newer = false;
         for cell in list_cells(rels) {
-            pg_sys::table_close(cell.ptr_value.cast(), pg_sys::NoLock.cast_signed());
+            newer = newer || has_newer_row(cell.ptr_value.cast(), version, versions);
+        }
+        if newer {
+            // Written by those who had not seen the TRUNCATE and came after it: they stay.
+            for cell in list_cells(rels) {
+                remove_older_rows(cell.ptr_value.cast(), version, versions);
+            }
+            if restart_identity {
+                restart_sequences(relids);
+            }
+        } else {
+            let restrict = pg_sys::DropBehavior::DROP_RESTRICT;
+            #[cfg(feature = "pg15")]
+            pg_sys::ExecuteTruncateGuts(rels, relids, std::ptr::null_mut(), restrict, restart_identity);
+            #[cfg(not(feature = "pg15"))]
+            pg_sys::ExecuteTruncateGuts(rels, relids, std::ptr::null_mut(), restrict, restart_identity, true);
+        }
+        for cell in list_cells(rels) {
+            let rel: pg_sys::Relation = cell.ptr_value.cast();
+            // What sessions know of a partitioned table is not looked up anew because a partition was emptied.
+            if targets.iter().any(|target| target.relid == (*rel).rd_id) {
+                truncates::remember((*rel).rd_id, None);
+                pg_sys::CacheInvalidateRelcache(rel);
+            }
+            pg_sys::table_close(rel, pg_sys::NoLock.cast_signed());
         }
         pg_sys::CommandCounterIncrement();
+        pg_sys::UpdateActiveSnapshotCommandId();
     }
     Ok(())
 }
@@ -85,6 +126,74 @@ pub(crate) unsafe fn truncate(targets: &[Rc<Target>], restart_identity: bool) ->
 pub(crate) unsafe fn has_sequences(target: &Target) -> bool {
     // SAFETY: as the caller promises; the result is a list of its own, or null.
     unsafe { !pg_sys::getOwnedSequences(target.relid).is_null() }
+}
+
+/// Whether a row is there that is later than a TRUNCATE.
+unsafe fn has_newer_row(rel: pg_sys::Relation, version: &Version, versions: &mut Versions) -> bool {
+    let mut newer = false;
+    // SAFETY: as the caller promises.
+    unsafe {
+        each_row(rel, version, versions, |_, is_older| {
+            newer = !is_older;
+            is_older
+        });
+    }
+    newer
+}
+
+unsafe fn remove_older_rows(rel: pg_sys::Relation, version: &Version, versions: &mut Versions) {
+    // SAFETY: as the caller promises; the table is locked, so every row is as it was seen.
+    unsafe {
+        each_row(rel, version, versions, |slot, is_older| {
+            if is_older {
+                pg_sys::simple_table_tuple_delete(rel, &raw mut (*slot).tts_tid, pg_sys::GetActiveSnapshot());
+            }
+            true
+        });
+    }
+}
+
+/// Shows every row, and whether a TRUNCATE of this version takes it, until `each` has seen enough.
+unsafe fn each_row(
+    rel: pg_sys::Relation,
+    version: &Version,
+    versions: &mut Versions,
+    mut each: impl FnMut(*mut pg_sys::TupleTableSlot, bool) -> bool,
+) {
+    // SAFETY: the relation is open and locked; a partitioned table has no rows of its own. The scan is ended, and the
+    // snapshot given back, here or by the abort that an error leads to.
+    unsafe {
+        if (*(*rel).rd_rel).relkind.cast_unsigned() != pg_sys::RELKIND_RELATION {
+            return;
+        }
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+        let none = std::ptr::null_mut();
+        let scan = pg_sys::heap_beginscan(rel, snapshot, 0, std::ptr::null_mut(), none, flags);
+        let slot = pg_sys::table_slot_create(rel, std::ptr::null_mut());
+        while pg_sys::heap_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+            pgrx::check_for_interrupts!();
+            let is_older = truncates_row(version, versions.of_row(raw_xmin(slot), version));
+            if !each(slot, is_older) {
+                break;
+            }
+        }
+        pg_sys::heap_endscan(scan);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        pg_sys::UnregisterSnapshot(snapshot);
+    }
+}
+
+unsafe fn restart_sequences(relids: *mut pg_sys::List) {
+    // SAFETY: the tables are locked, so their sequences stay.
+    unsafe {
+        for cell in list_cells(relids) {
+            for sequence in list_cells(pg_sys::getOwnedSequences(cell.oid_value)) {
+                let oid = sequence.oid_value;
+                guarded(|| ResetSequence(oid));
+            }
+        }
+    }
 }
 
 /// Whether the table has triggers on TRUNCATE that fire here, other than our own.

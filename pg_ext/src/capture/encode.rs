@@ -12,6 +12,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use super::relation::{ColumnPlan, Table};
 use super::settings::Pinned;
 use super::types::{Encoder, database_is_utf8};
+use crate::conflict::local::Row;
 use crate::errors::{Failure, Result};
 
 /// What a frame takes beside its values: its length, the relation, the replaced version, the counts.
@@ -28,6 +29,11 @@ pub(super) struct Values {
 }
 
 impl Values {
+    /// As the registers want a row.
+    pub(super) fn row(&self, tuple: pg_sys::HeapTuple) -> Row<'_> {
+        Row { tuple, datums: &self.datums }
+    }
+
     /// Takes a tuple apart. The values point into the tuple.
     ///
     /// # Safety

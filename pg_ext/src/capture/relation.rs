@@ -15,6 +15,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::settings::Settings;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
+use crate::conflict::local::Local;
 use crate::errors::{Failure, Result};
 
 /// A column that travels.
@@ -42,6 +43,8 @@ pub(super) struct Table {
     pub(super) key: Vec<u16>,
     /// What the text of its columns depends on.
     pub(super) settings: Settings,
+    /// Where what is gone is remembered.
+    pub(super) registers: Option<Local>,
     /// Which transaction's body describes it already; see `transaction`.
     pub(super) described_in: Cell<u64>,
     /// The table under whose name it is described: its root if it is a partition.
@@ -170,7 +173,7 @@ impl Table {
         let place = |attnum: &i16| plans.iter().position(|plan| plan.attribute + 1 == *attnum as usize);
         let key: Vec<u16> = key_attributes.iter().filter_map(place).map(|place| place as u16).collect();
         let root = root_of(relation);
-        let (schema, name) = qualified_name(relation, root)?;
+        let ((schema, name), registers) = of_root(relation, root)?;
         let entry = Entry::Relation(Descriptor {
             id: relation.rd_id.to_u32(),
             schema,
@@ -190,6 +193,7 @@ impl Table {
             columns: plans,
             key,
             settings,
+            registers,
             described_in: Cell::new(0),
             root: root.to_u32(),
             type_hashes,
@@ -276,18 +280,21 @@ pub(super) unsafe fn oids(list: *const pg_sys::List) -> impl Iterator<Item = pg_
     }
 }
 
-fn qualified_name(relation: &pg_sys::RelationData, root: pg_sys::Oid) -> Result<(String, String)> {
+/// The qualified name and the registers of a table: both are its root's.
+fn of_root(relation: &pg_sys::RelationData, root: pg_sys::Oid) -> Result<((String, String), Option<Local>)> {
     // SAFETY: the relation is open; its root is opened under the lock that a query on any partition holds or may take,
     // and the lock is kept to the end of the transaction, as queries keep theirs.
     unsafe {
-        let name = |class: &pg_sys::FormData_pg_class| {
-            Ok((schema_name(class.relnamespace)?, to_utf8(class.relname.data.as_ptr())))
+        let of = |root: pg_sys::Relation| {
+            let class = &*(*root).rd_rel;
+            let name = (schema_name(class.relnamespace)?, to_utf8(class.relname.data.as_ptr()));
+            Ok((name, Local::load(std::ptr::from_ref(relation).cast_mut(), root)?))
         };
         if root == relation.rd_id {
-            return name(&*relation.rd_rel);
+            return of(std::ptr::from_ref(relation).cast_mut());
         }
         let opened = pg_sys::relation_open(root, pg_sys::AccessShareLock as c_int);
-        let result = name(&*(*opened).rd_rel);
+        let result = of(opened);
         pg_sys::relation_close(opened, pg_sys::NoLock as c_int);
         result
     }

@@ -140,6 +140,14 @@ pub(super) fn remember_origin(origin: u32, peer: Option<String>) {
     CURRENT.with_borrow_mut(|current| current.origins.push((origin, peer)));
 }
 
+/// The peer that a replaced version is of; `None` for this node itself.
+pub(super) fn origin_name(replaced: Replaced) -> Option<String> {
+    let Replaced::Version { origin, .. } = replaced else { return None };
+    CURRENT.with_borrow(|current| {
+        current.origins.iter().find(|(known, _)| *known == origin).and_then(|(_, peer)| peer.clone())
+    })
+}
+
 /// Writes what was captured into the queue.
 fn flush() -> Result<()> {
     // Taken out: nothing stays borrowed while PostgreSQL is called. If that fails the transaction is over.

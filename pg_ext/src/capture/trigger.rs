@@ -13,6 +13,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 use super::encode::{self, Scratch};
 use super::relation::{self, Table};
 use super::{replaced, transaction, truncated};
+use crate::conflict::local::{self, Held, Row};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
 
@@ -103,9 +104,9 @@ unsafe fn row(call: pg_sys::FunctionCallInfo) -> Result<()> {
     unsafe {
         match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_INSERT => insert(&table, relation.rd_att, data.tg_trigtuple, &mut scratch)?,
-            pg_sys::TRIGGER_EVENT_DELETE => delete(&table, relation.rd_att, data.tg_trigtuple, &mut scratch)?,
+            pg_sys::TRIGGER_EVENT_DELETE => delete(&table, relation, data.tg_trigtuple, &mut scratch)?,
             pg_sys::TRIGGER_EVENT_UPDATE => {
-                update(&table, relation.rd_att, data.tg_trigtuple, data.tg_newtuple, &mut scratch)?;
+                update(&table, relation, data.tg_trigtuple, data.tg_newtuple, &mut scratch)?;
             }
             _ => return Err(misused()),
         }
@@ -137,25 +138,37 @@ unsafe fn insert(
 
 unsafe fn delete(
     table: &Rc<Table>,
-    descriptor: pg_sys::TupleDesc,
+    relation: &pg_sys::RelationData,
     tuple: pg_sys::HeapTuple,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let Scratch { old, old_key, .. } = scratch;
     // SAFETY: as the caller promises.
     unsafe {
-        old.deform(tuple, descriptor, table.attributes);
+        old.deform(tuple, relation.rd_att, table.attributes);
         encode::key(table, old, old_key)?;
         let replaced = replaced::version(tuple);
         transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
             encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
-        })
+        })?;
+        gone(table, relation, old.row(tuple), replaced);
+        Ok(())
+    }
+}
+
+/// Remembers a key that is gone.
+unsafe fn gone(table: &Table, relation: &pg_sys::RelationData, row: Row<'_>, replaced: Replaced) {
+    if let Some(registers) = &table.registers {
+        let origin = if registers.has_uniques() { transaction::origin_name(replaced) } else { None };
+        let held = Held { replaced, origin: origin.as_deref() };
+        // SAFETY: as the callers promise.
+        unsafe { registers.deleted(std::ptr::from_ref(relation).cast_mut(), row, held) };
     }
 }
 
 unsafe fn update(
     table: &Rc<Table>,
-    descriptor: pg_sys::TupleDesc,
+    relation: &pg_sys::RelationData,
     old_tuple: pg_sys::HeapTuple,
     new_tuple: pg_sys::HeapTuple,
     scratch: &mut Scratch,
@@ -163,34 +176,61 @@ unsafe fn update(
     let Scratch { new, old, row, old_key, changed } = scratch;
     // SAFETY: as the caller promises.
     unsafe {
-        old.deform(old_tuple, descriptor, table.attributes);
-        new.deform(new_tuple, descriptor, table.attributes);
+        old.deform(old_tuple, relation.rd_att, table.attributes);
+        new.deform(new_tuple, relation.rd_att, table.attributes);
         let key_changed = encode::compare(table, old, new, changed);
         let replaced = replaced::version(old_tuple);
-        if is_superseded(new_tuple) {
-            if !key_changed {
-                return Ok(());
-            }
+        let superseded = is_superseded(new_tuple);
+        if key_changed {
             encode::key(table, old, old_key)?;
-            return transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
-                encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
-            });
         }
-        encode::row(table, new, row)?;
-        if !key_changed {
-            return transaction::add(table, replaced, encode::size(row, changed)?, |out| {
+        if !superseded {
+            encode::row(table, new, row)?;
+        }
+        match (key_changed, superseded) {
+            (false, true) => {}
+            (false, false) => transaction::add(table, replaced, encode::size(row, changed)?, |out| {
                 let writer = RowWriter::put(out, table.oid, PutKind::Update, replaced, changed, &[], row.len());
                 encode::write(row, writer);
-            });
+            })?,
+            (true, true) => transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
+                encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+            })?,
+            (true, false) => {
+                let bytes = encode::size(old_key, &[])? + encode::size(row, &[])?;
+                transaction::add(table, replaced, bytes, |out| {
+                    encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+                    let insert = PutKind::Insert;
+                    let writer = RowWriter::put(out, table.oid, insert, Replaced::Nothing, &[], &[], row.len());
+                    encode::write(row, writer);
+                })?;
+            }
         }
-        encode::key(table, old, old_key)?;
-        let bytes = encode::size(old_key, &[])? + encode::size(row, &[])?;
-        transaction::add(table, replaced, bytes, |out| {
-            encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
-            let writer = RowWriter::put(out, table.oid, PutKind::Insert, Replaced::Nothing, &[], &[], row.len());
-            encode::write(row, writer);
-        })
+        if key_changed {
+            gone(table, relation, old.row(old_tuple), replaced);
+        } else {
+            given_up(table, relation, (old.row(old_tuple), new.row(new_tuple)), changed, replaced);
+        }
+        Ok(())
     }
+}
+
+/// Remembers the unique values that a row held and holds no more.
+unsafe fn given_up(
+    table: &Table,
+    relation: &pg_sys::RelationData,
+    (old, new): (Row<'_>, Row<'_>),
+    changed: &[u8],
+    replaced: Replaced,
+) {
+    let Some(registers) = table.registers.as_ref().filter(|registers| registers.has_uniques()) else { return };
+    let is_changed = |attribute: usize| {
+        let place = table.columns.iter().position(|column| column.attribute == attribute);
+        place.is_some_and(|place| changed[place / 8] >> (place % 8) & 1 == 1)
+    };
+    let relation = std::ptr::from_ref(relation).cast_mut();
+    // SAFETY: as the callers promise.
+    unsafe { registers.updated(relation, old, new, is_changed, replaced, transaction::origin_name) };
 }
 
 /// Whether this transaction has changed the row once more meanwhile. That change was or will be captured by itself: from
@@ -246,7 +286,12 @@ unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
             let table = relation::lookup(relation)?;
             let restart_identity = restarted_identity(relation.rd_id);
             let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity });
-            transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))
+            transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))?;
+            if table.registers.is_some() {
+                // SAFETY: the relation is open, and no partition.
+                unsafe { local::truncated(std::ptr::from_ref(relation).cast_mut()) };
+            }
+            Ok(())
         }
         _ => Err(misused()),
     }

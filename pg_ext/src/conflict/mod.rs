@@ -1,3 +1,32 @@
-//! Which of two writes of a row stays.
+//! Which of two writes of a row stays, and what has to be remembered for that.
+//!
+//! The rules are `duplex_protocol::rules`, the same that the model there is checked with: here is gathered what this
+//! node knows, they are asked, and what they say is done.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `version` | the version of a row, read from PostgreSQL's commit-timestamp store |
+//! | `registers` | which registers a table has here |
+//! | `register` | one register: a small table of its own, written at heap level |
+//! | `tombstone` | keys that are gone or hidden |
+//! | `claim` | unique values that were given up, or claimed in vain |
+//! | `truncates` | the newest TRUNCATE of each table |
+//! | `arrival` | a change that arrives: what it meets under its key |
+//! | `unique` | second unique keys: which rows give way |
+//! | `index` | a row's values in an index, and the rows that hold them |
+//! | `write` | writing a row with its duplicates noted instead of raised |
+//! | `history` | the record of conflicts |
+//! | `local` | what a local change leaves in the registers |
 
+pub(crate) mod arrival;
+pub(crate) mod claim;
+pub(crate) mod history;
+pub(crate) mod index;
+pub(crate) mod local;
+pub(crate) mod register;
+pub(crate) mod registers;
+pub(crate) mod tombstone;
+pub(crate) mod truncates;
+pub(crate) mod unique;
 pub(crate) mod version;
+pub(crate) mod write;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ptr;
 
-use duplex_protocol::version::Version;
-use pgrx::pg_sys;
+use duplex_protocol::version::{Timestamp, Version};
+use pgrx::{FromDatum as _, IntoDatum as _, pg_sys};
 
 use crate::node;
 
@@ -69,6 +69,60 @@ impl Versions {
         // Rows that another replication brought here are this node's own to the peers: capture sent them as such.
         let origin = if name.is_empty() { self.own.clone() } else { name.clone() };
         Some(Version { commit_ts, origin })
+    }
+}
+
+/// The version of something that a register holds: written down, or else that of the transaction that wrote it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stamp {
+    xmin: pg_sys::TransactionId,
+    /// Without a name: this node.
+    written: Option<(Timestamp, Option<String>)>,
+}
+
+impl Stamp {
+    /// As a register's row has it: its writer, and what stands in its columns commit_ts and origin.
+    ///
+    /// # Safety
+    /// The values are a bigint and a text.
+    pub(crate) unsafe fn read(
+        xmin: pg_sys::TransactionId,
+        commit_ts: Option<pg_sys::Datum>,
+        origin: Option<pg_sys::Datum>,
+    ) -> Self {
+        // SAFETY: as the caller promises.
+        let origin = origin.and_then(|origin| unsafe { String::from_datum(origin, false) });
+        Self { xmin, written: commit_ts.map(|commit_ts| (commit_ts.value() as Timestamp, origin)) }
+    }
+
+    /// The version; `None` is older than any.
+    ///
+    /// # Safety
+    /// As [`Versions::of_row`].
+    pub(crate) unsafe fn version(&self, versions: &mut Versions, incoming: &Version) -> Option<Version> {
+        match &self.written {
+            Some((commit_ts, origin)) => {
+                let origin = origin.clone().unwrap_or_else(|| versions.own.clone());
+                Some(Version { commit_ts: *commit_ts, origin })
+            }
+            // SAFETY: as the caller promises.
+            None => unsafe { versions.of_row(self.xmin, incoming).cloned() },
+        }
+    }
+}
+
+/// The columns commit_ts and origin of a register, and which of them are NULL. Without a version that of the
+/// transaction counts that writes them.
+///
+/// # Safety
+/// In a memory context that lives as long as the row is being written.
+pub(crate) unsafe fn stored(version: Option<&Version>) -> ([pg_sys::Datum; 2], [bool; 2]) {
+    let none = pg_sys::Datum::from(0);
+    match version {
+        None => ([none; 2], [true; 2]),
+        Some(Version { commit_ts, origin }) => {
+            ([pg_sys::Datum::from(*commit_ts), origin.as_str().into_datum().unwrap_or(none)], [false; 2])
+        }
     }
 }
 

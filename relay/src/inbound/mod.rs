@@ -18,11 +18,14 @@ use crate::stop::{self, Stop, Stopper};
 
 /// How often the relay looks whether peers were added or removed.
 const LOOK_FOR_PEERS: Duration = Duration::from_secs(1);
+/// How many of these looks pass before the database is to look after its records.
+const LOOKS_A_MAINTENANCE: u32 = 10;
 
 /// Keeps a task for each peer until told to stop.
 pub async fn run(node: &Arc<Node>, mut stop: Stop) {
     let mut streams: BTreeMap<String, (Stopper, JoinHandle<()>)> = BTreeMap::new();
     let mut lost = false;
+    let mut looks = 0;
     while !stop.requested() {
         match stop.unless(node.control.info()).await {
             None => break,
@@ -31,6 +34,12 @@ pub async fn run(node: &Arc<Node>, mut stop: Stop) {
                     tracing::info!(node = info.node, "the database answers");
                 }
                 follow(node, &mut streams, &info.peers).await;
+                looks += 1;
+                if looks % LOOKS_A_MAINTENANCE == 0
+                    && let Some(Err(err)) = stop.unless(node.control.maintain()).await
+                {
+                    tracing::warn!(error = %err, advice = err.treatment().1, "the database cannot look after its records");
+                }
             }
             Some(Err(err)) => {
                 if !std::mem::replace(&mut lost, true) {

@@ -1,0 +1,220 @@
+//! What a local change leaves in the registers, in its own transaction: the tombstone of a key that is gone, and claims
+//! of unique values that were given up. An INSERT leaves nothing, nor does an UPDATE that touches no unique value.
+
+use duplex_protocol::entry::Replaced;
+use pgrx::{IntoDatum as _, pg_sys};
+
+use crate::apply::table::list_cells;
+use crate::conflict::claim::Claims;
+use crate::conflict::index::{self, Values};
+use crate::conflict::registers::{Registers, identity_index};
+use crate::conflict::unique::topmost;
+use crate::conflict::{tombstone, truncates};
+
+/// The registers as capture writes them.
+#[derive(Debug)]
+pub(crate) struct Local {
+    tombstones: pg_sys::Oid,
+    /// The key's attributes in the captured table, by their index, in the registers' order.
+    key: Vec<usize>,
+    uniques: Vec<Unique>,
+}
+
+/// A unique index that is not the key's.
+#[derive(Debug)]
+struct Unique {
+    index: pg_sys::Oid,
+    claims: Claims,
+    /// The attributes in it, by their index; `None` if it has expressions or a predicate, which may use any.
+    attributes: Option<Vec<usize>>,
+}
+
+/// A row before or after a change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row<'t> {
+    pub(crate) tuple: pg_sys::HeapTuple,
+    pub(crate) datums: &'t [pg_sys::Datum],
+}
+
+/// Since when the row that a change replaced had been there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held<'t> {
+    pub(crate) replaced: Replaced,
+    /// The node's name, if it was another.
+    pub(crate) origin: Option<&'t str>,
+}
+
+impl Local {
+    /// The registers that changes of `relation`, which is `root` or a partition of it, are to be remembered in. `None`
+    /// for a table that has none: its changes concern no peer.
+    ///
+    /// # Safety
+    /// Inside a transaction; both are open.
+    pub(crate) unsafe fn load(
+        relation: pg_sys::Relation,
+        root: pg_sys::Relation,
+    ) -> crate::errors::Result<Option<Self>> {
+        // SAFETY: as the caller promises; indexes are open while they are looked at.
+        unsafe {
+            let Some(registers) = Registers::load(root)? else { return Ok(None) };
+            let (of_root, here) = (pgrx::PgTupleDesc::from_pg_unchecked((*root).rd_att), (*relation).rd_att);
+            let here = pgrx::PgTupleDesc::from_pg_unchecked(here);
+            let place = |attribute: &i16| {
+                let name = of_root.get(*attribute as usize - 1)?.name().to_owned();
+                here.iter().position(|a| !a.attisdropped && a.name() == name)
+            };
+            let key = registers.key.iter().filter_map(place).collect();
+            let identity = identity_index(relation);
+            let mut uniques = Vec::new();
+            for cell in list_cells(pg_sys::RelationGetIndexList(relation)) {
+                let oid = cell.oid_value;
+                let index = pg_sys::index_open(oid, pg_sys::AccessShareLock.cast_signed());
+                let form = &*(*index).rd_index;
+                if form.indisunique && oid != identity {
+                    let info = pg_sys::BuildIndexInfo(index);
+                    let is_plain = (*info).ii_Expressions.is_null() && (*info).ii_Predicate.is_null();
+                    let attributes = form.indkey.values.as_slice(usize::from(form.indnkeyatts.cast_unsigned()));
+                    // What is computed is in none of the columns that are captured.
+                    let is_computed = attributes
+                        .iter()
+                        .any(|&a| a > 0 && here.get(a as usize - 1).is_some_and(|a| a.attgenerated != 0));
+                    let attributes =
+                        (is_plain && !is_computed).then(|| attributes.iter().map(|&a| a as usize - 1).collect());
+                    if let Some(claims) = registers.claims_of(topmost(index)) {
+                        let claims = Claims { oid: claims, keys: registers.tombstones };
+                        uniques.push(Unique { index: oid, claims, attributes });
+                    }
+                }
+                pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            }
+            Ok(Some(Self { tombstones: registers.tombstones, key, uniques }))
+        }
+    }
+
+    /// Whether a DELETE or a changed key leaves claims, or an UPDATE may do so.
+    pub(crate) fn has_uniques(&self) -> bool {
+        !self.uniques.is_empty()
+    }
+
+    fn key(&self, row: Row<'_>) -> Vec<pg_sys::Datum> {
+        self.key.iter().map(|&attribute| row.datums[attribute]).collect()
+    }
+
+    /// A key is gone.
+    ///
+    /// # Safety
+    /// Inside the transaction that removed the row; `relation` is its table.
+    pub(crate) unsafe fn deleted(&self, relation: pg_sys::Relation, row: Row<'_>, held: Held<'_>) {
+        let key = self.key(row);
+        // SAFETY: as the caller promises; `load` made sure that the register has the key's types.
+        unsafe {
+            tombstone::leave(self.tombstones, &key);
+            for unique in &self.uniques {
+                unique.release(relation, &key, row, None, held);
+            }
+        }
+    }
+
+    /// A row has another image under the same key. `changed` says of an attribute, by its index, whether it differs.
+    ///
+    /// # Safety
+    /// As [`Self::deleted`].
+    pub(crate) unsafe fn updated(
+        &self,
+        relation: pg_sys::Relation,
+        old: Row<'_>,
+        new: Row<'_>,
+        changed: impl Fn(usize) -> bool,
+        replaced: Replaced,
+        origin: impl FnOnce(Replaced) -> Option<String>,
+    ) {
+        let is_touched = |unique: &&Unique| {
+            unique.attributes.as_ref().is_none_or(|attributes| attributes.iter().any(|&a| changed(a)))
+        };
+        let mut touched = self.uniques.iter().filter(is_touched).peekable();
+        if touched.peek().is_none() {
+            return;
+        }
+        let key = self.key(old);
+        let origin = origin(replaced);
+        let held = Held { replaced, origin: origin.as_deref() };
+        for unique in touched {
+            // SAFETY: as the caller promises.
+            unsafe { unique.release(relation, &key, old, Some(new), held) };
+        }
+    }
+}
+
+impl Unique {
+    /// Remembers that the key held what `old` shows and `new` does not.
+    unsafe fn release(
+        &self,
+        relation: pg_sys::Relation,
+        key: &[pg_sys::Datum],
+        old: Row<'_>,
+        new: Option<Row<'_>>,
+        held: Held<'_>,
+    ) {
+        let Some(stamp) = held.stored() else { return };
+        // SAFETY: as the callers promise; what is made is freed, or goes with the transaction after an error.
+        unsafe {
+            let index = pg_sys::index_open(self.index, pg_sys::AccessShareLock.cast_signed());
+            let info = pg_sys::BuildIndexInfo(index);
+            let estate = pg_sys::CreateExecutorState();
+            let before = evaluated(relation, info, estate, old);
+            let after = new.and_then(|new| evaluated(relation, info, estate, new));
+            if let Some(before) = before
+                && !after.is_some_and(|after| index::are_equal(index, &before, &after))
+            {
+                self.claims.release(&before, key, stamp);
+            }
+            pg_sys::ExecResetTupleTable((*estate).es_tupleTable, false);
+            pg_sys::FreeExecutorState(estate);
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+        }
+    }
+}
+
+unsafe fn evaluated(
+    relation: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+    estate: *mut pg_sys::EState,
+    row: Row<'_>,
+) -> Option<Values> {
+    // SAFETY: as the callers promise: the tuple is of the relation. The slot lives in the executor's memory.
+    unsafe {
+        let caller = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
+        let slot = pg_sys::ExecInitExtraTupleSlot(estate, (*relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
+        pg_sys::ExecStoreHeapTuple(row.tuple, slot, false);
+        let values = index::values(info, slot, estate);
+        pg_sys::MemoryContextSwitchTo(caller);
+        values
+    }
+}
+
+impl Held<'_> {
+    /// As a register stores it; `None` for what is older than any version, to which nothing gives way.
+    fn stored(self) -> Option<([pg_sys::Datum; 2], [bool; 2])> {
+        let none = pg_sys::Datum::from(0);
+        match self.replaced {
+            Replaced::Nothing | Replaced::Ancient => None,
+            Replaced::SameTransaction => Some(([none; 2], [true; 2])),
+            Replaced::Version { commit_ts, .. } => {
+                let origin = self.origin.and_then(|origin| origin.into_datum());
+                Some(([pg_sys::Datum::from(commit_ts), origin.unwrap_or(none)], [false, origin.is_none()]))
+            }
+        }
+    }
+}
+
+/// A table was emptied.
+///
+/// # Safety
+/// Inside the transaction of the TRUNCATE; the relation is open and is the whole table.
+pub(crate) unsafe fn truncated(relation: pg_sys::Relation) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        truncates::remember((*relation).rd_id, None);
+        pg_sys::CacheInvalidateRelcache(relation);
+    }
+}

@@ -1,0 +1,196 @@
+//! Keys that are gone or hidden. A tombstone under a row that is there again is stale: the row counts.
+
+use duplex_protocol::rules::key::{Standing, truncates};
+use duplex_protocol::version::Version;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::conflict::register::{Register, Sight};
+use crate::conflict::version::{Stamp, Versions, stored};
+use crate::errors::{Failure, Result};
+
+const GONE: u8 = b'g';
+const HIDDEN: u8 = b'h';
+
+/// What is remembered of a key.
+#[derive(Debug)]
+pub(crate) struct Tombstone {
+    /// Gone or hidden.
+    pub(crate) standing: Standing,
+    /// Since when.
+    pub(crate) version: Option<Version>,
+}
+
+/// So many times the register's length is asked for before it is trusted to stay as it is.
+const ASKED: u8 = 8;
+
+/// The tombstones of a table, while changes arrive at it.
+///
+/// Most tables hardly ever have one, and then a row that is new costs no look-up: the register's file has no length. That
+/// too is a call into the system, so after a few rows it is trusted, and [`Tombstones::check`] asks once more.
+#[derive(Debug)]
+pub(crate) struct Tombstones {
+    oid: pg_sys::Oid,
+    known: Known,
+    open: Option<Register>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Empty when it was last asked, so many times.
+    Empty(u8),
+    /// Taken for empty without asking.
+    Trusted,
+    /// There may be some.
+    Filled,
+}
+
+impl Tombstones {
+    /// Those in a register.
+    pub(crate) fn new(oid: pg_sys::Oid) -> Self {
+        Self { oid, known: Known::Empty(0), open: None }
+    }
+
+    /// The newest tombstone of a key.
+    ///
+    /// # Safety
+    /// Inside a transaction, the replicated table is locked; the values are those of the key, in the register's order.
+    pub(crate) unsafe fn find(
+        &mut self,
+        key: &[pg_sys::Datum],
+        truncated: Option<&Version>,
+        versions: &mut Versions,
+        incoming: &Version,
+    ) -> Option<Tombstone> {
+        // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts and origin.
+        unsafe {
+            match self.known {
+                Known::Filled => {}
+                Known::Trusted => return None,
+                Known::Empty(_) if !Register::is_empty(self.oid) => self.known = Known::Filled,
+                Known::Empty(times) => {
+                    self.known = if times < ASKED { Known::Empty(times + 1) } else { Known::Trusted };
+                    return None;
+                }
+            }
+            let register = self.open();
+            let mut newest: Option<Tombstone> = None;
+            register.find(key, &[], Sight::Latest, |entry| {
+                let kind = entry.value(key.len()).map_or(GONE, |kind| kind.value() as u8);
+                let stamp = Stamp::read(entry.xmin(), entry.value(key.len() + 1), entry.value(key.len() + 2));
+                let version = stamp.version(versions, incoming);
+                let standing = if kind == HIDDEN { Standing::Hidden } else { Standing::Gone };
+                if newest.as_ref().is_none_or(|newest| version >= newest.version) {
+                    newest = Some(Tombstone { standing, version });
+                }
+            });
+            // A hidden row that a TRUNCATE would have taken is gone.
+            if let Some(tombstone) = &mut newest
+                && truncated.is_some_and(|truncated| truncates(truncated, tombstone.version.as_ref()))
+            {
+                tombstone.standing = Standing::Gone;
+            }
+            newest
+        }
+    }
+
+    /// Writes the tombstone of a key, in place of older ones. Without a version it has that of the transaction.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn write(
+        &mut self,
+        key: &[pg_sys::Datum],
+        standing: Standing,
+        version: Option<&Version>,
+    ) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            self.check()?;
+            self.known = Known::Filled;
+            write(self.open(), key, standing, version, Sight::Latest);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the register was as empty as it was taken for.
+    ///
+    /// # Errors
+    /// 40001 if it was not: the transaction has to be applied again.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn check(&self) -> Result<()> {
+        // SAFETY: as the caller promises.
+        if self.known != Known::Trusted || unsafe { Register::is_empty(self.oid) } {
+            return Ok(());
+        }
+        Err(Failure::new(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "the first keys of a table were deleted while a transaction was applied to it",
+        )
+        .hint("The transaction is applied again by itself."))
+    }
+
+    unsafe fn open(&mut self) -> &Register {
+        let oid = self.oid;
+        // SAFETY: as the callers promise.
+        self.open.get_or_insert_with(|| unsafe { Register::open(oid) })
+    }
+
+    /// Gives the register back.
+    ///
+    /// # Safety
+    /// Only after everything went well: an abort does it by itself.
+    pub(crate) unsafe fn close(self) {
+        if let Some(register) = self.open {
+            // SAFETY: opened by this in the same transaction.
+            unsafe { register.close() };
+        }
+    }
+}
+
+/// Writes the tombstone of a key that a local change removed, with the version of its transaction.
+///
+/// # Safety
+/// As [`Tombstones::find`].
+pub(crate) unsafe fn leave(oid: pg_sys::Oid, key: &[pg_sys::Datum]) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let register = Register::open(oid);
+        write(&register, key, Standing::Gone, None, Sight::RowByRow);
+        register.close();
+    }
+}
+
+unsafe fn write(
+    register: &Register,
+    key: &[pg_sys::Datum],
+    standing: Standing,
+    version: Option<&Version>,
+    sight: Sight,
+) {
+    // SAFETY: as the callers promise.
+    unsafe {
+        let mut old = Vec::new();
+        register.find(key, &[], Sight::RowByRow, |entry| {
+            // A statement cannot take out what it has written itself; one more does no harm.
+            if sight == Sight::Latest || !entry.is_own() {
+                old.push(entry.place());
+            }
+        });
+        for place in old {
+            register.remove(place);
+        }
+        let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
+        let ([commit_ts, origin], [no_ts, no_origin]) = stored(version);
+        let mut values = Vec::with_capacity(key.len() + 3);
+        values.extend_from_slice(key);
+        values.extend([pg_sys::Datum::from(kind.cast_signed()), commit_ts, origin]);
+        let mut nulls = vec![false; key.len() + 1];
+        nulls.extend([no_ts, no_origin]);
+        register.insert(&mut values, &mut nulls);
+    }
+}

@@ -1,0 +1,235 @@
+//! Second unique keys: which rows keep a value and which give way.
+//!
+//! A row is written first, with its duplicates noted instead of raised, and then one of each pair is hidden. So a row
+//! that meets nobody costs no look-up, and a local transaction that takes a value at the same moment is met as well.
+
+use duplex_protocol::rules::key::Standing;
+use duplex_protocol::rules::unique;
+use duplex_protocol::version::Version;
+use pgrx::pg_sys;
+
+use crate::apply::table::Leaf;
+use crate::conflict::arrival::Arrival;
+use crate::conflict::claim::Claims;
+use crate::conflict::history::{Image, image};
+use crate::conflict::index::{self, Values};
+use crate::conflict::register::raw_xmin;
+use crate::conflict::registers::Registers;
+use crate::conflict::tombstone::Tombstones;
+use crate::errors::Result;
+
+unsafe extern "C-unwind" {
+    // Not among the bindings.
+    fn get_partition_ancestors(relid: pg_sys::Oid) -> *mut pg_sys::List;
+}
+
+/// A unique index that is not the key's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unique {
+    /// The index.
+    pub(crate) index: pg_sys::Relation,
+    pub(crate) info: *mut pg_sys::IndexInfo,
+    /// `None` while an index is being built.
+    pub(crate) claims: Option<Claims>,
+}
+
+/// What a row met among second unique keys.
+#[derive(Debug, Default)]
+pub(crate) struct Met {
+    /// Rows that held or claimed one of its values.
+    pub(crate) others: usize,
+    /// Their images, as far as they were there.
+    pub(crate) images: Vec<Image>,
+    /// The latest version among them.
+    pub(crate) version: Option<Version>,
+    /// The row that came is not shown.
+    pub(crate) hidden: bool,
+}
+
+impl Unique {
+    /// The second unique indexes of a table that is open for writing.
+    ///
+    /// # Safety
+    /// `info` has its indexes open.
+    pub(crate) unsafe fn of(
+        info: *mut pg_sys::ResultRelInfo,
+        key_index: pg_sys::Oid,
+        registers: &Registers,
+    ) -> Vec<Self> {
+        // SAFETY: as the caller promises: both arrays have one entry an index.
+        unsafe {
+            let count = (*info).ri_NumIndices as usize;
+            let at =
+                |number: usize| (*(*info).ri_IndexRelationDescs.add(number), *(*info).ri_IndexRelationInfo.add(number));
+            (0..count)
+                .map(at)
+                .filter(|&(index, info)| (*info).ii_Unique && (*index).rd_id != key_index)
+                .map(|(index, info)| {
+                    let claims = registers.claims_of(topmost(index));
+                    let claims = claims.map(|oid| Claims { oid, keys: registers.tombstones });
+                    Self { index, info, claims }
+                })
+                .collect()
+        }
+    }
+}
+
+/// The index of the whole table that a partition's index is a part of.
+///
+/// # Safety
+/// The index is open.
+pub(crate) unsafe fn topmost(index: pg_sys::Relation) -> pg_sys::Oid {
+    // SAFETY: as the caller promises; the guard turns an ERROR into a panic.
+    unsafe {
+        let oid = (*index).rd_id;
+        if !(*(*index).rd_rel).relispartition {
+            return oid;
+        }
+        let ancestors = pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(oid));
+        crate::apply::table::list_cells(ancestors).last().map_or(oid, |cell| cell.oid_value)
+    }
+}
+
+/// What there is to know of the row that is being written.
+pub(crate) struct Claimant<'t> {
+    pub(crate) estate: *mut pg_sys::EState,
+    /// The key, in the registers' order.
+    pub(crate) key: &'t [pg_sys::Datum],
+}
+
+impl Claimant<'_> {
+    /// The values of the row in a slot, for each second unique index.
+    ///
+    /// # Safety
+    /// The slot holds a row of the leaf.
+    pub(crate) unsafe fn values(&self, leaf: &Leaf, slot: *mut pg_sys::TupleTableSlot) -> Vec<Option<Values>> {
+        // SAFETY: as the caller promises.
+        leaf.uniques.iter().map(|unique| unsafe { index::values(unique.info, slot, self.estate) }).collect()
+    }
+
+    /// Whether another key has claimed one of the values later than the version that arrives.
+    ///
+    /// # Safety
+    /// Inside a transaction; the values are those of the row that arrives.
+    pub(crate) unsafe fn is_claimed(
+        &self,
+        leaf: &Leaf,
+        values: &[Option<Values>],
+        arrival: &mut Arrival<'_>,
+        met: &mut Met,
+    ) -> bool {
+        for (unique, values) in leaf.uniques.iter().zip(values) {
+            let (Some(claims), Some(values)) = (unique.claims, values) else { continue };
+            // SAFETY: as the caller promises.
+            let claim = unsafe { claims.of_others(values, self.key, arrival.versions, arrival.version) };
+            if let Some(claim) = claim.filter(|claim| unique::yields(Some(arrival.version), claim)) {
+                met.others += 1;
+                met.version = met.version.take().max(Some(claim));
+                met.hidden = true;
+            }
+        }
+        met.hidden
+    }
+
+    /// Remembers the values that the key held at `version` and that `after` does not show any more.
+    ///
+    /// # Safety
+    /// Inside a transaction; the values are those of rows that are still there.
+    pub(crate) unsafe fn release(
+        &self,
+        leaf: &Leaf,
+        before: &[Option<Values>],
+        after: &[Option<Values>],
+        version: Option<&Version>,
+        arrival: &mut Arrival<'_>,
+    ) {
+        let Some(version) = version else { return };
+        for (number, unique) in leaf.uniques.iter().enumerate() {
+            let (Some(claims), Some(values)) = (unique.claims, before.get(number).and_then(Option::as_ref)) else {
+                continue;
+            };
+            // SAFETY: as the caller promises.
+            unsafe {
+                let after = after.get(number).and_then(Option::as_ref);
+                if !after.is_some_and(|after| index::are_equal(unique.index, values, after)) {
+                    claims.remember(values, self.key, version, arrival.versions, arrival.version);
+                }
+            }
+        }
+    }
+
+    /// Lets every row give way that holds one of the values and is older than the version that arrives. Says whether
+    /// one does not: then the row that arrives has to.
+    ///
+    /// `own` is where the row that arrives was written.
+    ///
+    /// # Safety
+    /// Inside a transaction; what was written before is visible.
+    pub(crate) unsafe fn make_way(
+        &self,
+        leaf: &mut Leaf,
+        values: &[Option<Values>],
+        own: Option<pg_sys::ItemPointerData>,
+        tombstones: &mut Tombstones,
+        arrival: &mut Arrival<'_>,
+        met: &mut Met,
+    ) -> Result<()> {
+        for (number, values) in values.iter().enumerate() {
+            let Some(values) = values else { continue };
+            let index = leaf.uniques[number].index;
+            let mut staying = Vec::new();
+            // SAFETY: as the caller promises; the slot is the leaf's own for other rows.
+            unsafe {
+                let table = (*leaf.info).ri_RelationDesc;
+                while index::lock_holder(table, index, values, own, &staying, leaf.other) {
+                    let place = (*leaf.other).tts_tid;
+                    let held = arrival.versions.of_row(raw_xmin(leaf.other), arrival.version).cloned();
+                    let is_own_transaction = held.as_ref() == Some(arrival.version);
+                    if !is_own_transaction {
+                        met.others += 1;
+                        met.images.push(image(table, leaf.other));
+                        met.version = met.version.take().max(held.clone());
+                    }
+                    if unique::yields(held.as_ref(), arrival.version) {
+                        self.hide(leaf, held.as_ref(), tombstones, arrival)?;
+                    } else {
+                        staying.push(place);
+                        // One transaction may pass through a state like this under a deferrable constraint.
+                        met.hidden |= !is_own_transaction;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hides the row in `leaf.other`, which holds its values since `version`.
+    unsafe fn hide(
+        &self,
+        leaf: &mut Leaf,
+        version: Option<&Version>,
+        tombstones: &mut Tombstones,
+        arrival: &mut Arrival<'_>,
+    ) -> Result<()> {
+        // SAFETY: the row is locked; its slot keeps it while it is being removed.
+        unsafe {
+            let slot = leaf.other;
+            let key = leaf.key_of(slot);
+            let hidden = Claimant { estate: self.estate, key: &key };
+            let before = hidden.values(leaf, slot);
+            hidden.release(leaf, &before, &[], version, arrival);
+            let oldest;
+            let version = match version {
+                Some(version) => version,
+                None => {
+                    // A tombstone without a version would have that of this transaction.
+                    oldest = Version { commit_ts: i64::MIN, origin: String::new() };
+                    &oldest
+                }
+            };
+            tombstones.write(&key, Standing::Hidden, Some(version))?;
+            leaf.remove(slot, self.estate);
+        }
+        Ok(())
+    }
+}
