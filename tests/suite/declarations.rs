@@ -25,6 +25,7 @@ fn sql_type(rust: &str) -> Result<String> {
         "i32" => "integer",
         "i64" => "bigint",
         "bool" => "boolean",
+        "pg_sys::Oid" => "oid",
         "&str" | "String" => "text",
         "&[u8]" | "Vec<u8>" => "bytea",
         "pgrx::Uuid" | "Uuid" => "uuid",

@@ -4,6 +4,10 @@
 mod apply_errors;
 mod calls;
 mod changes;
+mod conflict_cases;
+mod conflict_history;
+mod conflict_orders;
+mod conflict_storm;
 mod constraints;
 mod declarations;
 mod demo;

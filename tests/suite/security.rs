@@ -158,8 +158,9 @@ async fn calls(node: &Node) -> Result<Vec<String>> {
     let rows = node
         .rows(
             "select format('%s duplex.%I(%s)', case prokind when 'p' then 'call' else 'select' end, proname, \
-                        (select string_agg(format(case prokind when 'p' then 'null::%s' else '(select null::%s)' end, t::regtype), \
-                                           ', ' order by n) \
+                        (select string_agg(format(case when prokind = 'p' then 'null::%s' \
+                                                       when provariadic <> 0 and n = pronargs then 'variadic (select null::%s)' \
+                                                       else '(select null::%s)' end, t::regtype), ', ' order by n) \
                            from unnest(proargtypes) with ordinality u (t, n))) \
                from pg_proc where pronamespace = 'duplex'::regnamespace \
                 and prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)",

@@ -1,0 +1,240 @@
+//! Whatever the order in which peers' streams arrive, the table ends up the same: transactions made by hand, so that
+//! their versions are known to the microsecond and ties can be had.
+
+use anyhow::{Result, ensure};
+use duplex_lab::{Lab, Node, Session};
+use duplex_protocol::encode::append_entry;
+use duplex_protocol::entry::{
+    Column, Delete, Entry, Format, Put, PutKind, Relation, Replaced, Resolution, Row, Truncate,
+};
+use duplex_protocol::record::{Header, Kind, Position};
+
+const PEERS: [&str; 3] = ["p", "q", "r"];
+const VALUES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// One change, which is a transaction of its own.
+#[derive(Debug, Clone)]
+enum Change {
+    Put { key: i32, v: usize, w: usize },
+    Delete { key: i32 },
+    Truncate,
+}
+
+#[derive(Debug, Clone)]
+struct Transaction {
+    /// Whose: an index into [`PEERS`].
+    of: usize,
+    commit_ts: i64,
+    change: Change,
+}
+
+fn column(name: &str, type_name: &str) -> Column {
+    Column { name: name.into(), type_schema: None, type_name: type_name.into(), type_modifier: -1, format: Format::Raw }
+}
+
+impl Transaction {
+    fn record(&self, table: &str) -> Vec<u8> {
+        let mut body = Vec::new();
+        let relation = Relation {
+            id: 1,
+            schema: "public".into(),
+            name: table.into(),
+            columns: vec![column("id", "int4"), column("v", "text"), column("w", "text")],
+            key: vec![0],
+            resolution: Resolution::LastUpdateWins,
+            delta_columns: vec![],
+        };
+        append_entry(&Entry::Relation(relation), &mut body);
+        let key;
+        let entry = match &self.change {
+            Change::Put { key: k, v, w } => {
+                key = k.to_le_bytes();
+                let row = Row(vec![Some(&key), Some(VALUES[*v].as_bytes()), Some(VALUES[*w].as_bytes())]);
+                let (kind, replaced) = (PutKind::Update, Replaced::Ancient);
+                Entry::Put(Put { relation: 1, kind, replaced, changed: &[0b110], contributions: vec![], row })
+            }
+            Change::Delete { key: k } => {
+                key = k.to_le_bytes();
+                let row = Row(vec![Some(&key)]);
+                Entry::Delete(Delete { relation: 1, replaced: Replaced::Ancient, contributions: vec![], key: row })
+            }
+            Change::Truncate => Entry::Truncate(Truncate { relation: 1, restart_identity: false }),
+        };
+        append_entry(&entry, &mut body);
+        let header = Header {
+            kind: Kind::Transaction,
+            node: PEERS[self.of].into(),
+            generation: 1,
+            position: Position { lsn: self.commit_ts as u64, xid: self.commit_ts as u64 },
+            chunk: 0,
+            last: true,
+            commit_ts: self.commit_ts,
+            seen: vec![],
+            settled: i64::MIN,
+            held: i64::MIN,
+            expanded_len: None,
+        };
+        header.encode_record(&body)
+    }
+}
+
+/// splitmix64, as in the model.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as usize % limit
+    }
+}
+
+/// A few transactions of each peer, each peer's in the order of its stream; some share their microsecond.
+fn history(random: &mut Random, unique: bool) -> Vec<Transaction> {
+    let mut clocks = [1_000_000; PEERS.len()];
+    (0..4 + random.below(8))
+        .map(|_| {
+            let of = random.below(PEERS.len());
+            clocks[of] += 1 + random.below(3) as i64;
+            let key = random.below(3) as i32;
+            let change = match random.below(10) {
+                0..6 => Change::Put { key, v: random.below(VALUES.len()), w: random.below(if unique { 2 } else { 4 }) },
+                6..9 => Change::Delete { key },
+                _ => Change::Truncate,
+            };
+            Transaction { of, commit_ts: clocks[of], change }
+        })
+        .collect()
+}
+
+/// The same transactions in another order, each peer's in its own.
+fn shuffled(history: &[Transaction], random: &mut Random) -> Vec<Transaction> {
+    let of = |peer| history.iter().filter(move |t| t.of == peer).cloned().collect::<Vec<_>>();
+    let mut streams: Vec<_> = (0..PEERS.len()).map(|peer| of(peer).into_iter()).collect();
+    let mut order = Vec::new();
+    while order.len() < history.len() {
+        order.extend(streams[random.below(PEERS.len())].next());
+    }
+    order
+}
+
+/// Sessions that apply each peer's stream, and how far they are.
+struct Appliers {
+    sessions: Vec<Session>,
+    next_offset: i64,
+}
+
+impl Appliers {
+    async fn open(node: &Node) -> Result<Self> {
+        let mut sessions = Vec::new();
+        for peer in PEERS {
+            node.exec(&format!("select duplex.add_peer('{peer}')")).await?;
+            let session = node.connect().await?;
+            session.exec(&format!("select * from duplex.apply_open('{peer}')")).await?;
+            sessions.push(session);
+        }
+        Ok(Self { sessions, next_offset: 0 })
+    }
+
+    async fn apply(&mut self, order: &[Transaction], table: &str) -> Result<()> {
+        for transaction in order {
+            let hex: String = transaction.record(table).iter().map(|byte| format!("{byte:02x}")).collect();
+            let sql = format!("call duplex.apply_batch(array['\\x{hex}'::bytea], array[{}])", self.next_offset);
+            self.sessions[transaction.of].exec(&sql).await?;
+            self.next_offset += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The rows, and the version that each key has, there or not.
+async fn state(node: &Node, table: &str) -> Result<Vec<String>> {
+    let mut state = node.dump(table, &[]).await?;
+    let versions = format!(
+        "select k, v.commit_time, v.origin from generate_series(0, 2) k, \
+         lateral duplex.row_version('{table}', k::text) v where v.standing = 'row' order by k"
+    );
+    state.extend(node.rows(&versions).await?.into_iter().map(|row| format!("{row:?}")));
+    Ok(state)
+}
+
+/// Rounds from a seed; a failure names the seed of its round.
+async fn rounds(name: &str, columns: &str, unique: bool, seeds: std::ops::Range<u64>) -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+    let node = lab.node(0);
+    let mut appliers = Appliers::open(node).await?;
+    let mut shown = 0;
+    for seed in seeds {
+        let mut random = Random(seed);
+        let history = history(&mut random, unique);
+        let mut first: Option<(Vec<Transaction>, Vec<String>)> = None;
+        for turn in 0..4 {
+            let order = shuffled(&history, &mut random);
+            let table = format!("{name}_{seed}_{turn}");
+            node.exec(&format!(
+                "create table {table} (id int primary key, {columns}); select duplex.enable('{table}')"
+            ))
+            .await?;
+            appliers.apply(&order, &table).await?;
+            let state = state(node, &table).await?;
+            shown += state.len();
+            match &first {
+                None => first = Some((order, state)),
+                Some((other, expected)) => ensure!(
+                    *expected == state,
+                    "seed {seed}: {other:#?}\n leads to {expected:#?}\n and {order:#?}\n leads to {state:#?}"
+                ),
+            }
+            node.exec(&format!("drop table {table}")).await?;
+        }
+    }
+    ensure!(shown > 0, "no row was ever left: nothing was compared");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_end_up_the_same() -> Result<()> {
+    rounds("plain", "v text, w text", false, 0..25).await
+}
+
+#[tokio::test]
+async fn rows_with_second_unique_keys_end_up_the_same() -> Result<()> {
+    rounds("uniq", "v text unique, w text", false, 0..40).await
+}
+
+#[tokio::test]
+async fn rows_with_several_unique_keys_end_up_the_same() -> Result<()> {
+    rounds("several", "v text unique, w text unique", true, 0..40).await
+}
+
+#[tokio::test]
+async fn a_tie_goes_by_the_name_of_the_node() -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+    let node = lab.node(0);
+    let mut appliers = Appliers::open(node).await?;
+    let put = |of, v| Transaction { of, commit_ts: 1_000_000, change: Change::Put { key: 1, v, w: v } };
+    let delete = |of| Transaction { of, commit_ts: 1_000_000, change: Change::Delete { key: 1 } };
+    let cases = [
+        ("put_put", [put(0, 0), put(1, 1)], vec!["id=1 | v=b | w=b"]),
+        ("delete_put", [delete(0), put(1, 1)], vec!["id=1 | v=b | w=b"]),
+        ("put_delete", [put(0, 0), delete(1)], vec![]),
+    ];
+    for (name, transactions, rows) in cases {
+        for turned in [false, true] {
+            let table = format!("{name}_{turned}");
+            node.exec(&format!(
+                "create table {table} (id int primary key, v text, w text); select duplex.enable('{table}')"
+            ))
+            .await?;
+            let mut order = transactions.to_vec();
+            if turned {
+                order.reverse();
+            }
+            appliers.apply(&order, &table).await?;
+            assert_eq!(node.dump(&table, &[]).await?, rows, "{table}");
+        }
+    }
+    Ok(())
+}

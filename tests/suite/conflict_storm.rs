@@ -1,0 +1,108 @@
+//! Many writers at once on few keys: no stream ever stops, and all nodes are equal in the end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use duplex_lab::{Lab, Session};
+
+const KEYS: usize = 40;
+const WRITERS: usize = 2;
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as usize % limit
+    }
+}
+
+/// Statements that an application might run.
+fn statements(random: &mut Random) -> String {
+    let (key, other, value) = (random.below(KEYS), random.below(KEYS), random.below(KEYS));
+    match random.below(100) {
+        0..14 => format!("insert into s values ({key}, 'v{value}') on conflict (id) do update set v = excluded.v"),
+        14..26 => format!("update s set v = v || '+' where id = {key}"),
+        26..34 => format!("delete from s where id = {key}"),
+        34..40 => format!("begin; delete from s where id = {key}; insert into s values ({key}, 'again'); commit"),
+        40..46 => format!("update s set id = {other} where id = {key}"),
+        46..52 => format!(
+            "begin; update s set v = 'kept' where id = {key}; savepoint a; update s set v = 'lost' where id = {other}; \
+             delete from s where id = {value}; rollback to a; update s set v = v || '.' where id = {value}; commit"
+        ),
+        52..53 => "truncate s".to_owned(),
+        53..70 => format!(
+            "insert into u values ({key}, 'm{value}', 'n{other}') on conflict (id) do update \
+             set mail = excluded.mail, nick = excluded.nick"
+        ),
+        70..82 => format!("update u set mail = 'm{value}' where id = {key}"),
+        82..88 => format!("update u set nick = 'n{value}' where id = {key}"),
+        88..94 => format!("delete from u where id = {key}"),
+        94..99 => format!("update u set id = {other} where id = {key}"),
+        _ => "truncate u".to_owned(),
+    }
+}
+
+async fn write(session: Session, seed: u64, until: Instant) -> Result<usize> {
+    let mut random = Random(seed);
+    let mut done = 0;
+    while Instant::now() < until {
+        let sql = statements(&mut random);
+        match session.client().batch_execute(&sql).await {
+            Ok(()) => done += 1,
+            Err(err) => {
+                // What every application meets: a value is taken, a deadlock.
+                let code = err.code().map(|state| state.code().to_owned()).unwrap_or_default();
+                if !["23505", "40P01", "40001"].contains(&code.as_str()) {
+                    bail!("{err:?} in: {sql}");
+                }
+                session.exec("rollback").await?;
+            }
+        }
+    }
+    Ok(done)
+}
+
+async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
+    let lab = Lab::shared(nodes).await?;
+    lab.create_everywhere(
+        "create table s (id int primary key, v text);
+         create table u (id int primary key, mail text unique, nick text);
+         create unique index on u (lower(nick)) where id % 2 = 0",
+        &["s", "u"],
+    )
+    .await?;
+    let until = Instant::now() + lasting;
+    let mut writers = Vec::new();
+    for (number, node) in lab.nodes().iter().enumerate() {
+        for writer in 0..WRITERS {
+            let seed = (number * WRITERS + writer) as u64;
+            writers.push(tokio::spawn(write(node.connect().await?, seed, until)));
+        }
+    }
+    let mut done = 0;
+    for writer in writers {
+        done += writer.await??;
+    }
+    ensure!(done > 100, "only {done} transactions were made");
+    lab.converges(&["s", "u"]).await?;
+    for node in lab.nodes() {
+        assert_eq!(node.rows("select * from duplex.apply_errors").await?, Vec::<Vec<Option<String>>>::new());
+        ensure!(node.number("select count(*) from duplex.conflict_history").await? > 0, "nobody met anybody");
+    }
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn two_nodes() -> Result<()> {
+    storm(2, Duration::from_secs(8)).await
+}
+
+#[tokio::test]
+async fn three_nodes() -> Result<()> {
+    storm(3, Duration::from_secs(8)).await
+}
