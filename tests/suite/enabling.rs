@@ -109,15 +109,9 @@ async fn nodes_and_peers() -> Result<()> {
     refused(&session, "42704", "node \"unknown\" is not a peer", "select duplex.remove_peer('unknown')").await?;
     refused(&session, "42704", "node \"\" is not a peer", "select duplex.remove_peer('')").await?;
     session.exec("select duplex.remove_peer('peer'); select duplex.add_peer('peer')").await?;
-    refused(&session, "55000", "the stream of node \"peer\" is not stopped", "select duplex.retry_peer('peer')")
-        .await?;
-    refused(
-        &session,
-        "55000",
-        "the stream of node \"nobody\" is not stopped",
-        "select duplex.resync_peer('nobody', 0)",
-    )
-    .await?;
+    let running = "the stream of node \"peer\" does not stand still";
+    refused(&session, "55000", running, "select duplex.retry_peer('peer')").await?;
+    refused(&session, "42704", "node \"nobody\" is not a peer", "select duplex.resync_peer('nobody', 0)").await?;
     session.refuses("22023", "select duplex.resync_peer('peer', -1)").await?;
 
     // Before there is a node.
