@@ -169,20 +169,34 @@ mod tests {
         Cli::try_parse_from(all).expect("arguments parse").options
     }
 
-    fn file(name: &str, text: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("duplex-relay-{}-{name}.toml", std::process::id()));
-        std::fs::write(&path, text).expect("temporary file can be written");
-        path
+    /// A settings file that goes away with the test.
+    struct TemporaryFile(PathBuf);
+
+    impl TemporaryFile {
+        fn new(name: &str, text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("duplex-relay-{}-{name}.toml", std::process::id()));
+            std::fs::write(&path, text).expect("temporary file can be written");
+            Self(path)
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().expect("path is text")
+        }
+    }
+
+    impl Drop for TemporaryFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
     }
 
     #[test]
     fn the_command_line_goes_before_the_file() {
-        let path = file(
+        let file = TemporaryFile::new(
             "precedence",
             "database = 'postgresql://a@one/x'\n[kafka]\nbootstrap = 'k:1'\nproperties = { 'client.id' = 'f', 'linger.ms' = 3 }",
         );
-        let path = path.to_str().expect("path is text");
-        let given = options(&["--config", path, "--kafka", "k:2", "--kafka-property", "client.id=c"]);
+        let given = options(&["--config", file.path(), "--kafka", "k:2", "--kafka-property", "client.id=c"]);
         let settings = Settings::resolve(given).expect("complete");
         assert_eq!(settings.kafka.bootstrap(), "k:2");
         assert_eq!(settings.kafka.property("client.id"), Some("c"));
@@ -192,8 +206,8 @@ mod tests {
 
     #[test]
     fn what_the_file_does_not_know_is_refused_without_showing_its_value() {
-        let path = file("unknown", "databse = 'postgresql://a:secret@one/x'\n");
-        let given = options(&["--config", path.to_str().expect("path is text"), "--kafka", "k:1"]);
+        let file = TemporaryFile::new("unknown", "databse = 'postgresql://a:secret@one/x'\n");
+        let given = options(&["--config", file.path(), "--kafka", "k:1"]);
         let text = format!("{:#}", Settings::resolve(given).expect_err("unknown field"));
         assert!(text.contains("databse") && !text.contains("secret"), "{text}");
     }

@@ -128,10 +128,12 @@ impl Kafka {
         let classpath = format!("{}/*", jars()?.display());
         let log4j = home.join("log4j2.properties");
         std::fs::write(&log4j, include_str!("kafka/log4j2.properties"))?;
+        let log4j = format!("-Dlog4j2.configurationFile={}", log4j.display());
+        // What a JVM that is killed leaves behind (native libraries, counters) goes with the lab's folder.
+        let temporary = format!("-Djava.io.tmpdir={}", home.display());
         let java = |memory: &str, rest: &[&str]| -> Vec<String> {
-            ["java", memory, "-XX:+UseSerialGC", &format!("-Dlog4j2.configurationFile={}", log4j.display()), "-cp"]
+            ["java", memory, "-XX:+UseSerialGC", "-XX:-UsePerfData", &temporary, &log4j, "-cp", &classpath]
                 .into_iter()
-                .chain([classpath.as_str()])
                 .chain(rest.iter().copied())
                 .map(str::to_owned)
                 .collect()
