@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use duplex_lab::process::tail;
 use duplex_lab::wait::when;
-use duplex_lab::{Session, until};
+use duplex_lab::{PATIENCE, Session, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -180,7 +180,7 @@ async fn sigterm_ends_a_lab_in_good_order() -> Result<()> {
 /// Waits until a database's table holds so many rows.
 async fn holds(up: &Up, url: &str, count: i64) -> Result<()> {
     let session = Session::connect(url).await?;
-    let came = until("rows to come over", LONGEST, async || {
+    let came = until("rows to come over", PATIENCE, async || {
         let found = session.number("select count(*) from t").await?;
         Ok(when(found == count, format!("{found} of {count} rows")))
     });
