@@ -142,7 +142,9 @@ async fn another_kafka_under_the_address_is_a_gap_and_is_not_published_to() -> R
     // The right one again: all goes on by itself.
     b.relay().start()?;
     a.exec("insert into t values (12, 'after')").await?;
-    b.stream_is(a.name(), "running").await?;
+    for peer in [a, lab.node(2)] {
+        b.stream_is(peer.name(), "running").await?;
+    }
     lab.converges(&["t"]).await?;
     lab.stop_relays()
 }
