@@ -41,8 +41,8 @@ const PACE: Duration = Duration::from_millis(10);
 const LONGEST_STEP: Duration = Duration::from_secs(5);
 /// A reader rests this long after a look at the books.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
-/// How long all may take to be published and applied in the end.
-const QUIET: Duration = Duration::from_secs(180);
+/// How long publishing and applying may stand still in the end.
+const QUIET: Duration = Duration::from_secs(90);
 /// The session that closes a node's books: by then nothing else writes.
 const CLOSING_SESSION: u32 = 99;
 

@@ -15,6 +15,7 @@ use crate::proxy::Proxy;
 use crate::relay::Relay;
 use crate::session::literal;
 use crate::wait::when;
+use crate::wait::while_moving;
 use crate::{PATIENCE, topic, until};
 
 /// What tests of one process share, until it ends.
@@ -371,12 +372,12 @@ impl Lab {
     /// Waits until all that was committed is published, and all that was published is applied on every peer.
     ///
     /// # Errors
-    /// At the deadline, and as soon as a stream has stopped.
+    /// Once something stands still, and as soon as a stream has stopped.
     pub async fn settled(&self) -> Result<()> {
         self.settled_within(PATIENCE).await
     }
 
-    /// As [`Lab::settled`], with another deadline.
+    /// As [`Lab::settled`], with other patience for what stands still.
     ///
     /// # Errors
     /// As [`Lab::settled`].
@@ -387,9 +388,9 @@ impl Lab {
     async fn settle(&self, patience: Duration) -> Result<()> {
         for node in &self.nodes {
             let session = node.connect().await?;
-            until(&format!("the queue of {} to be published", node.name), patience, async || {
+            while_moving(&format!("publishing the queue of {}", node.name), patience, async || {
                 let queued = session.number("select transactions from duplex.queue_status").await?;
-                Ok(when(queued == 0, format!("{queued} transactions are queued")))
+                Ok(when(queued == 0, (queued, format!("{queued} transactions are queued"))))
             })
             .await?;
         }
@@ -491,7 +492,7 @@ impl Node {
     /// Waits until this node has applied a peer's stream up to an offset.
     ///
     /// # Errors
-    /// At the deadline, and as soon as the stream has stopped.
+    /// Once it has not moved on for so long, and as soon as the stream has stopped.
     pub async fn applied(&self, peer: &str, end: i64, patience: Duration) -> Result<()> {
         let session = self.connect().await?;
         let sql = format!(
@@ -501,7 +502,7 @@ impl Node {
                from duplex.peers where name = {}",
             literal(peer)
         );
-        until(&format!("{} to apply {peer} up to {end}", self.name), patience, async || {
+        while_moving(&format!("{} applying {peer} up to {end}", self.name), patience, async || {
             let row = session.rows(&sql).await?.into_iter().next().context("no such peer")?;
             let text = |i: usize| row[i].clone().unwrap_or_default();
             let state = format!("at {}, {} {} {}", text(0), text(1), text(2), text(3));
@@ -510,7 +511,8 @@ impl Node {
                 "{}: the stream of {peer} has stopped: {state}",
                 self.name
             );
-            Ok(when(text(0).parse::<i64>()? >= end, state))
+            let at = text(0).parse()?;
+            Ok(when(at >= end, (at, state)))
         })
         .await
     }

@@ -29,6 +29,32 @@ where
     }
 }
 
+/// Waits for something that moves on: `condition` gives `Ok(Ok(value))` in the end, until then `Ok(Err((at, state)))`. What
+/// is slow is waited for, what stands still is not: the deadline counts from when `at` last changed.
+///
+/// # Errors
+/// Once it has stood still for so long, and at once if the condition itself fails.
+pub async fn while_moving<T, S, F>(what: &str, patience: Duration, mut condition: F) -> Result<T>
+where
+    S: Display,
+    F: AsyncFnMut() -> Result<std::result::Result<T, (i64, S)>>,
+{
+    let (mut last, mut since) = (None, Instant::now());
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match condition().await? {
+            Ok(value) => return Ok(value),
+            Err((at, _)) if last != Some(at) => (last, since) = (Some(at), Instant::now()),
+            Err((_, state)) if since.elapsed() > patience => {
+                bail!("{what} has not moved on for {patience:?}; in the end: {state}");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 5 / 4).min(Duration::from_millis(50));
+    }
+}
+
 /// `Ok` if it is so, else the state as the reason to go on waiting.
 ///
 /// # Errors
