@@ -66,10 +66,10 @@ impl Table {
         values.map(|&attribute| unsafe { *(*self.remote).tts_values.add(attribute as usize - 1) }).collect()
     }
 
-    /// A row is there.
+    /// A row is there. `false`: somebody else changed it in between, or took a unique value that it is to have.
     ///
     /// # Safety
-    /// As [`Table::put`]; the row is found and locked.
+    /// As [`Table::put`]; the row is found.
     pub(crate) unsafe fn put_over(&mut self, change: Change, arrival: &mut Arrival<'_>) -> Result<bool> {
         let (target, estate, remote) = (Rc::clone(&self.target), self.estate, self.remote);
         // SAFETY: as the caller promises.
@@ -88,8 +88,8 @@ impl Table {
                 }),
             };
             if is_alone {
-                if verdict.effect.wins {
-                    self.current().update(estate);
+                if verdict.effect.wins && self.current().update(estate) == Written::Overtaken {
+                    return Ok(false);
                 }
             } else {
                 let key = self.key();
@@ -150,11 +150,11 @@ impl Table {
         Ok(true)
     }
 
-    /// A row is there that is to go.
+    /// A row is there that is to go. `false`: somebody else changed it in between.
     ///
     /// # Safety
-    /// As [`Table::delete`]; the row is found and locked.
-    pub(crate) unsafe fn delete_found(&mut self, change: Change, arrival: &mut Arrival<'_>) -> Result<()> {
+    /// As [`Table::delete`]; the row is found.
+    pub(crate) unsafe fn delete_found(&mut self, change: Change, arrival: &mut Arrival<'_>) -> Result<bool> {
         let (target, estate) = (Rc::clone(&self.target), self.estate);
         // SAFETY: as the caller promises.
         unsafe {
@@ -179,12 +179,15 @@ impl Table {
                     let version = arrival.versions.of_row(xmin, arrival.version).cloned();
                     claimant.release(leaf, &held, &[], version.as_ref(), arrival);
                 }
-                self.tombstones.write(&key, Standing::Gone, None)?;
                 let leaf = self.current();
-                leaf.remove(leaf.found, estate);
+                if !leaf.remove(leaf.found, estate) {
+                    return Ok(false);
+                }
+                self.tombstones.bury(&key)?;
             }
-            record(&target, verdict, before, true, arrival)
+            record(&target, verdict, before, true, arrival)?;
         }
+        Ok(true)
     }
 
     /// A row that is to go is not there: that it is gone is remembered all the same.
@@ -239,7 +242,7 @@ impl Table {
             }
             let written = if held.is_some() { leaf.update(estate) } else { leaf.insert(estate) };
             let taken = match written {
-                Written::KeyTaken => return Ok(None),
+                Written::KeyTaken | Written::Overtaken => return Ok(None),
                 Written::LeftOut => return Ok(Some(met)),
                 Written::Row(taken) => taken,
             };

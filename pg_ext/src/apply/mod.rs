@@ -12,7 +12,8 @@
 //! | `relation` | which table and columns a descriptor means here; cached across transactions |
 //! | `value` | bytes of the stream into values of a column |
 //! | `table` | a table opened for writing: executor state, indexes, triggers |
-//! | `row` | finding, inserting, updating and deleting one row |
+//! | `find` | finding a row by its key |
+//! | `row` | inserting, updating and deleting one row |
 //! | `decide` | what becomes of one change, by the rules of conflicts |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
@@ -21,6 +22,7 @@
 mod batch;
 mod careful;
 mod decide;
+pub(crate) mod find;
 pub(crate) mod own;
 mod park;
 mod partition;

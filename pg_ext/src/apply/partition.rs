@@ -115,7 +115,10 @@ impl Routing {
     /// As `Table::close`.
     pub(crate) unsafe fn close(self) {
         // SAFETY: made by `new`; closes the partitions and their indexes.
-        unsafe { guarded(|| ExecCleanupTupleRouting(self.state, self.routing)) };
+        unsafe {
+            self.leaves.into_values().for_each(|leaf| leaf.finder.close());
+            guarded(|| ExecCleanupTupleRouting(self.state, self.routing));
+        }
     }
 }
 

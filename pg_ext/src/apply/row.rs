@@ -55,15 +55,21 @@ impl Table {
         unsafe {
             let caller = self.begin_row();
             self.fill_key(&delete.key)?;
-            let mut found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
-            if !found {
-                self.guard(Guard::Alone);
-                found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
-            }
-            if found {
-                self.delete_found(change, arrival)?;
-            } else {
-                self.delete_missing(change, arrival)?;
+            loop {
+                let mut found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
+                if !found {
+                    self.guard(Guard::Alone);
+                    found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
+                }
+                if !found {
+                    self.delete_missing(change, arrival)?;
+                    break;
+                }
+                if self.delete_found(change, arrival)? {
+                    break;
+                }
+                // Somebody changed it in between: it is decided again on what is there now.
+                check_for_interrupts!();
             }
             self.end_row(caller);
         }
@@ -180,13 +186,12 @@ unsafe fn set(slot: *mut pg_sys::TupleTableSlot, attribute: i16, datum: pg_sys::
     }
 }
 
-/// Finds and locks the row that has the key in `leaf.write`, equal by the index's operators, not by bytes. Waits for
-/// whoever is writing it, and looks again.
-pub(crate) unsafe fn find(leaf: &Leaf, lock: pg_sys::LockTupleMode::Type) -> bool {
+/// Finds the row that has the key in `leaf.write`, equal by the index's operators, not by bytes. Waits for whoever is
+/// writing it, and looks again. Where more is done with the row than to write it, it is locked, too.
+pub(crate) unsafe fn find(leaf: &mut Leaf, lock: pg_sys::LockTupleMode::Type) -> bool {
+    let lock = leaf.is_locking().then_some(lock);
     // SAFETY: the relation is open, the slots are of its layout.
-    unsafe {
-        pg_sys::RelationFindReplTupleByIndex((*leaf.info).ri_RelationDesc, leaf.key_index, lock, leaf.write, leaf.found)
-    }
+    unsafe { leaf.finder.find(leaf.write, leaf.found, lock) }
 }
 
 impl Leaf {
@@ -199,16 +204,22 @@ impl Leaf {
         unsafe { change(self, estate, |leaf| write::insert(leaf, estate)) }
     }
 
+    /// Whether a row that is found is locked before it is decided on. It need not be where nothing but the row itself is
+    /// written: that fails if it has changed meanwhile.
+    pub(crate) fn is_locking(&self) -> bool {
+        self.triggers != Triggers::None || !self.uniques.is_empty()
+    }
+
     /// Puts the row in `write` in the place of the one in `found`.
     ///
     /// # Safety
-    /// As [`Table::put`]; the row found is locked, so nobody changes it in between.
+    /// As [`Table::put`].
     pub(crate) unsafe fn update(&mut self, estate: *mut pg_sys::EState) -> Written {
         // SAFETY: as the caller promises.
         unsafe {
             self.keep();
             change(self, estate, |leaf| {
-                if leaf.uniques.is_empty() {
+                if leaf.uniques.is_empty() && leaf.is_locking() {
                     pg_sys::ExecSimpleRelationUpdate(leaf.info, estate, &mut *leaf.epq, leaf.found, leaf.write);
                     return Written::Row(Vec::new());
                 }
@@ -233,16 +244,20 @@ impl Leaf {
         }
     }
 
-    /// Removes the row in a slot, which is locked.
+    /// Removes the row in a slot. Says whether it was still there as it was found.
     ///
     /// # Safety
     /// As [`Table::put`].
-    pub(crate) unsafe fn remove(&mut self, slot: *mut pg_sys::TupleTableSlot, estate: *mut pg_sys::EState) {
+    pub(crate) unsafe fn remove(&mut self, slot: *mut pg_sys::TupleTableSlot, estate: *mut pg_sys::EState) -> bool {
         // SAFETY: as the caller promises.
         unsafe {
             change(self, estate, |leaf| {
+                if !leaf.is_locking() {
+                    return write::delete(leaf, slot);
+                }
                 pg_sys::ExecSimpleRelationDelete(leaf.info, estate, &mut *leaf.epq, slot);
-            });
+                true
+            })
         }
     }
 }

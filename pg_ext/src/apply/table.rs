@@ -8,6 +8,7 @@ use std::rc::Rc;
 use duplex_protocol::version::Version;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use crate::apply::find::Finder;
 use crate::apply::partition::Routing;
 use crate::apply::relation::Target;
 use crate::apply::value::Arena;
@@ -38,6 +39,7 @@ pub(crate) struct Leaf {
     pub(crate) info: *mut pg_sys::ResultRelInfo,
     /// The unique index that rows are found by.
     pub(crate) key_index: pg_sys::Oid,
+    pub(crate) finder: Finder,
     /// Where the row found is put.
     pub(crate) found: *mut pg_sys::TupleTableSlot,
     /// The row to write, in this leaf's layout.
@@ -168,7 +170,10 @@ impl Table {
         unsafe {
             self.tombstones.close();
             match self.storage {
-                Storage::Plain(leaf) => pg_sys::ExecCloseIndices(leaf.info),
+                Storage::Plain(leaf) => {
+                    leaf.finder.close();
+                    pg_sys::ExecCloseIndices(leaf.info);
+                }
                 Storage::Partitioned(routing) => routing.close(),
             }
             pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
@@ -324,7 +329,10 @@ impl Leaf {
             };
             let key = target.registers.key.iter().copied().map(here).collect();
             let noted = noted(key_index, &uniques);
-            Ok(Self { info, key_index, found, write, kept, triggers, epq, uniques, noted, key, other })
+            let indexes = std::slice::from_raw_parts((*info).ri_IndexRelationDescs, (*info).ri_NumIndices as usize);
+            let index = indexes.iter().find(|index| (***index).rd_id == key_index).expect("all indexes are open");
+            let finder = Finder::new(rel, *index);
+            Ok(Self { info, key_index, finder, found, write, kept, triggers, epq, uniques, noted, key, other })
         }
     }
 }

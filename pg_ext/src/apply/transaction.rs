@@ -251,6 +251,13 @@ impl<'s> Writer<'s> {
     /// Closes all tables, and acts as the session's own role again.
     pub(crate) fn close_tables(&mut self) -> Result<()> {
         self.by_id.clear();
+        for index in 0..self.tables.len() {
+            if self.tables[index].tombstones.is_unsettled() {
+                self.act_as(self.tables[index].target.owner);
+                // SAFETY: inside a transaction, and acting as the table's owner.
+                unsafe { self.tables[index].tombstones.settle() };
+            }
+        }
         self.act_as_oneself();
         for mut table in self.tables.drain(..) {
             // SAFETY: the table is open.

@@ -11,6 +11,7 @@ use pgrx::{pg_guard, pg_sys};
 use super::buffer::Buffer;
 use super::marks::{Marks, Position};
 use super::relation::Table;
+use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
 use crate::queue::append::{FlushPoint, QueueWriter};
 
@@ -72,7 +73,10 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
     match event {
         // The only events in which an ERROR is allowed: it turns the commit into an abort.
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => flush().or_raise(),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => at_an_end(Transaction::reset),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => {
+            pending::forget_all();
+            at_an_end(Transaction::reset);
+        }
         // Parallel workers do not write.
         _ => {}
     }
@@ -87,8 +91,13 @@ unsafe extern "C-unwind" fn subtransaction_event(
 ) {
     use pg_sys::SubXactEvent::*;
     match event {
+        // SAFETY: the subtransaction is not over yet, and an ERROR rolls it back.
+        SUBXACT_EVENT_PRE_COMMIT_SUB => unsafe { pending::settle() },
         SUBXACT_EVENT_COMMIT_SUB => at_an_end(|current| current.marks.commit(subtransaction, parent)),
-        SUBXACT_EVENT_ABORT_SUB => at_an_end(|current| current.marks.abort(subtransaction)),
+        SUBXACT_EVENT_ABORT_SUB => {
+            pending::forget(subtransaction);
+            at_an_end(|current| current.marks.abort(subtransaction));
+        }
         _ => {}
     }
 }
@@ -117,6 +126,14 @@ pub(super) fn add(table: &Rc<Table>, replaced: Replaced, bytes: usize, write: im
         Result::Ok(current.is_late)
     })?;
     if is_late { flush() } else { Ok(()) }
+}
+
+/// Writes at once what was remembered of a change that comes after the flush.
+pub(super) fn settle_if_late() {
+    if CURRENT.with_borrow(|current| current.is_late) {
+        // SAFETY: inside a transaction that is not aborted.
+        unsafe { pending::settle() };
+    }
 }
 
 /// The version of rows that this transaction id wrote, if it was the one looked up last.
@@ -148,8 +165,10 @@ pub(super) fn origin_name(replaced: Replaced) -> Option<String> {
     })
 }
 
-/// Writes what was captured into the queue.
+/// Writes what was captured into the queue, and what it leaves in registers.
 fn flush() -> Result<()> {
+    // SAFETY: inside a transaction that is not aborted.
+    unsafe { pending::settle() };
     // Taken out: nothing stays borrowed while PostgreSQL is called. If that fails the transaction is over.
     let (mut buffer, after) = CURRENT.with_borrow_mut(|current| {
         current.make_cut()?;

@@ -163,6 +163,7 @@ unsafe fn gone(table: &Table, relation: &pg_sys::RelationData, row: Row<'_>, rep
         let held = Held { replaced, origin: origin.as_deref() };
         // SAFETY: as the callers promise.
         unsafe { registers.deleted(std::ptr::from_ref(relation).cast_mut(), row, held) };
+        transaction::settle_if_late();
     }
 }
 

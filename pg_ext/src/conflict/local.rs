@@ -9,7 +9,7 @@ use crate::conflict::claim::Claims;
 use crate::conflict::index::{self, Values};
 use crate::conflict::registers::{Registers, identity_index};
 use crate::conflict::unique::topmost;
-use crate::conflict::{tombstone, truncates};
+use crate::conflict::{pending, truncates};
 
 /// The registers as capture writes them.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Local {
         let key = self.key(row);
         // SAFETY: as the caller promises; `load` made sure that the register has the key's types.
         unsafe {
-            tombstone::leave(self.tombstones, &key);
+            pending::bury(self.tombstones, &key);
             for unique in &self.uniques {
                 unique.release(relation, &key, row, None, held);
             }

@@ -8,6 +8,7 @@
 //! | `version` | the version of a row, read from PostgreSQL's commit-timestamp store |
 //! | `registers` | which registers a table has here |
 //! | `register` | one register: a small table of its own, written at heap level |
+//! | `batch` | rows of a register that are written many at a time |
 //! | `tombstone` | keys that are gone or hidden |
 //! | `claim` | unique values that were given up, or claimed in vain |
 //! | `truncates` | the newest TRUNCATE of each table |
@@ -17,12 +18,15 @@
 //! | `write` | writing a row with its duplicates noted instead of raised |
 //! | `history` | the record of conflicts |
 //! | `local` | what a local change leaves in the registers |
+//! | `pending` | tombstones that a local transaction still has to write |
 
 pub(crate) mod arrival;
+pub(crate) mod batch;
 pub(crate) mod claim;
 pub(crate) mod history;
 pub(crate) mod index;
 pub(crate) mod local;
+pub(crate) mod pending;
 pub(crate) mod register;
 pub(crate) mod registers;
 pub(crate) mod tombstone;

@@ -4,8 +4,13 @@
 //! Written at heap level, so that whoever may write the replicated table needs no right on it. The index is not unique:
 //! two sessions that remember the same key at once must not fail over it. Who reads takes the newest.
 
+use std::cell::Cell;
+use std::ptr;
+
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
+
+use crate::conflict::batch::Batch;
 
 const EQUAL: i16 = pg_sys::BTEqualStrategyNumber as i16;
 
@@ -17,8 +22,12 @@ pub(crate) struct Register {
     info: *mut pg_sys::IndexInfo,
     /// Where rows found are put.
     slot: *mut pg_sys::TupleTableSlot,
+    /// That of the (sub)transaction that opened it.
+    context: pg_sys::MemoryContext,
     /// For each column of the index, which are the first of the table: how equality is asked for.
     keys: Vec<pg_sys::ScanKeyData>,
+    /// Looks values up; made when first needed, since the memory that it takes costs more than a look.
+    scan: Cell<pg_sys::IndexScanDesc>,
 }
 
 /// What the reader of a register sees.
@@ -42,20 +51,37 @@ impl Register {
     /// # Safety
     /// Inside a transaction; the replicated table is locked, so the register is not dropped.
     pub(crate) unsafe fn open(oid: pg_sys::Oid) -> Self {
-        // SAFETY: as the caller promises; a register has exactly one index.
+        // SAFETY: as the caller promises.
+        unsafe { Self::of(pg_sys::table_open(oid, pg_sys::RowExclusiveLock.cast_signed())) }
+    }
+
+    /// The same if it is still there.
+    ///
+    /// # Safety
+    /// Inside a transaction.
+    pub(crate) unsafe fn try_open(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: as the caller promises.
         unsafe {
-            let heap = pg_sys::table_open(oid, pg_sys::RowExclusiveLock.cast_signed());
+            let heap = pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock.cast_signed());
+            (!heap.is_null()).then(|| Self::of(heap))
+        }
+    }
+
+    unsafe fn of(heap: pg_sys::Relation) -> Self {
+        // SAFETY: the table is open; a register has exactly one index.
+        unsafe {
             let indexes = pg_sys::RelationGetIndexList(heap);
             let first = (*(*indexes).elements).oid_value;
             pg_sys::list_free(indexes);
             let index = pg_sys::index_open(first, pg_sys::RowExclusiveLock.cast_signed());
             let width = (*(*index).rd_index).indnkeyatts as usize;
-            let context = pg_sys::MemoryContextSwitchTo(pg_sys::CurTransactionContext);
+            let context = pg_sys::CurTransactionContext;
+            let caller = pg_sys::MemoryContextSwitchTo(context);
             let keys = scan_keys(index, &vec![pg_sys::Datum::from(0); width], &[]);
             let info = pg_sys::BuildIndexInfo(index);
-            let slot = pg_sys::table_slot_create(heap, std::ptr::null_mut());
-            pg_sys::MemoryContextSwitchTo(context);
-            Self { heap, index, info, slot, keys }
+            let slot = pg_sys::table_slot_create(heap, ptr::null_mut());
+            pg_sys::MemoryContextSwitchTo(caller);
+            Self { heap, index, info, slot, context, keys, scan: Cell::new(ptr::null_mut()) }
         }
     }
 
@@ -66,6 +92,9 @@ impl Register {
     pub(crate) unsafe fn close(self) {
         // SAFETY: as the caller promises.
         unsafe {
+            if !self.scan.get().is_null() {
+                pg_sys::index_endscan(self.scan.get());
+            }
             pg_sys::ExecDropSingleTupleTableSlot(self.slot);
             pg_sys::pfree(self.info.cast());
             pg_sys::index_close(self.index, pg_sys::NoLock.cast_signed());
@@ -90,6 +119,12 @@ impl Register {
         }
     }
 
+    /// The layout of its rows.
+    pub(crate) fn layout(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open.
+        unsafe { (*self.heap).rd_att }
+    }
+
     /// The types of the columns that the index has.
     pub(crate) fn types(&self) -> Vec<pg_sys::Oid> {
         // SAFETY: the relation is open.
@@ -107,7 +142,7 @@ impl Register {
         unsafe {
             let tuple = pg_sys::heap_form_tuple((*self.heap).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let command = pg_sys::GetCurrentCommandId(true);
-            pg_sys::heap_insert(self.heap, tuple, command, 0, std::ptr::null_mut());
+            pg_sys::heap_insert(self.heap, tuple, command, 0, ptr::null_mut());
             pg_sys::index_insert(
                 self.index,
                 values.as_mut_ptr(),
@@ -122,6 +157,60 @@ impl Register {
         }
     }
 
+    /// Writes all rows of a batch, each in place of older ones that the index finds equal to it.
+    ///
+    /// That there are such rows is told by the index while it takes the new one: it is asked as of a deferred unique
+    /// constraint, which looks at the place where the entry goes anyway and raises nothing.
+    ///
+    /// # Safety
+    /// Inside a transaction with an active snapshot; no two rows of the batch that are equal are to replace each other.
+    pub(crate) unsafe fn write(&self, batch: &mut Batch, sight: Sight) {
+        let rows = batch.rows();
+        if rows.is_empty() {
+            return;
+        }
+        // SAFETY: as the caller promises. Each slot has its row's place once that is written; an index's columns are
+        // the first of the table.
+        unsafe {
+            let command = pg_sys::GetCurrentCommandId(true);
+            pg_sys::heap_multi_insert(self.heap, rows.as_mut_ptr(), rows.len() as i32, command, 0, ptr::null_mut());
+            for &slot in &*rows {
+                pg_sys::slot_getsomeattrs_int(slot, self.keys.len() as i32);
+                let place = (*slot).tts_tid;
+                let values = std::slice::from_raw_parts((*slot).tts_values, self.keys.len());
+                let is_first = pg_sys::index_insert(
+                    self.index,
+                    (*slot).tts_values,
+                    (*slot).tts_isnull,
+                    &raw mut (*slot).tts_tid,
+                    self.heap,
+                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
+                    false,
+                    self.info,
+                );
+                if !is_first {
+                    self.remove_equal(values, place, sight);
+                }
+            }
+            batch.clear();
+        }
+    }
+
+    /// Takes out all rows with these values but one.
+    unsafe fn remove_equal(&self, values: &[pg_sys::Datum], but: pg_sys::ItemPointerData, sight: Sight) {
+        // SAFETY: as the callers promise.
+        unsafe {
+            let mut old = Vec::new();
+            self.find(values, &[], Sight::RowByRow, |entry| {
+                // A statement cannot take out what it has written itself; one more does no harm.
+                if !is_same_place(entry.place(), but) && (sight == Sight::Latest || !entry.is_own()) {
+                    old.push(entry.place());
+                }
+            });
+            old.into_iter().for_each(|place| self.remove(place));
+        }
+    }
+
     /// Takes a row out that was found. One that somebody else has just taken out is gone as well.
     ///
     /// # Safety
@@ -131,7 +220,7 @@ impl Register {
         unsafe {
             let mut failure = pg_sys::TM_FailureData::default();
             let command = pg_sys::GetCurrentCommandId(true);
-            pg_sys::heap_delete(self.heap, &mut place, command, std::ptr::null_mut(), true, &mut failure, false);
+            pg_sys::heap_delete(self.heap, &mut place, command, ptr::null_mut(), true, &mut failure, false);
         }
     }
 
@@ -158,19 +247,41 @@ impl Register {
             for (key, value) in keys.iter_mut().zip(values) {
                 key.sk_argument = *value;
             }
-            let scan = begin_scan(self.heap, self.index, snapshot, keys.len());
-            pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, std::ptr::null_mut(), 0);
+            let scan = self.scan(snapshot);
+            pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, ptr::null_mut(), 0);
             let slot = self.slot;
-            while pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+            loop {
+                // The scan takes memory as it goes, which it gives back when it is ended.
+                let caller = pg_sys::MemoryContextSwitchTo(self.context);
+                let is_there = pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
+                pg_sys::MemoryContextSwitchTo(caller);
+                if !is_there {
+                    break;
+                }
                 pg_sys::slot_getsomeattrs_int(slot, (*(*slot).tts_tupleDescriptor).natts);
                 each(Entry { slot });
             }
-            pg_sys::index_endscan(scan);
             let clear = (*(*slot).tts_ops).clear.expect("a slot can be cleared");
             guarded(|| clear(slot));
             if let Sight::Latest = sight {
                 pg_sys::UnregisterSnapshot(snapshot);
             }
+        }
+    }
+
+    /// The scan, which is to see what the snapshot sees.
+    unsafe fn scan(&self, snapshot: pg_sys::Snapshot) -> pg_sys::IndexScanDesc {
+        // SAFETY: the relations are open; the scan is ended before they are closed, and its memory lives as long.
+        unsafe {
+            let mut scan = self.scan.get();
+            if scan.is_null() {
+                let caller = pg_sys::MemoryContextSwitchTo(self.context);
+                scan = begin_scan(self.heap, self.index, snapshot, self.keys.len());
+                pg_sys::MemoryContextSwitchTo(caller);
+                self.scan.set(scan);
+            }
+            (*scan).xs_snapshot = snapshot;
+            scan
         }
     }
 
@@ -214,6 +325,11 @@ impl Entry {
         // SAFETY: the slot is a heap's and holds a row.
         unsafe { raw_xmin(self.slot) }
     }
+}
+
+fn is_same_place(mut one: pg_sys::ItemPointerData, mut other: pg_sys::ItemPointerData) -> bool {
+    // SAFETY: both are copies of places.
+    unsafe { pg_sys::ItemPointerEquals(&mut one, &mut other) }
 }
 
 /// The id of the transaction that wrote the row in a heap's slot, frozen or not.
@@ -283,7 +399,7 @@ pub(crate) unsafe fn begin_scan(
     // SAFETY: as the caller promises.
     unsafe {
         #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(heap, index, snapshot, std::ptr::null_mut(), keys as i32, 0);
+        return pg_sys::index_beginscan(heap, index, snapshot, ptr::null_mut(), keys as i32, 0);
         #[cfg(not(feature = "pg18"))]
         return pg_sys::index_beginscan(heap, index, snapshot, keys as i32, 0);
     }

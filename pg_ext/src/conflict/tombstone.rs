@@ -4,6 +4,7 @@ use duplex_protocol::rules::key::{Standing, truncates};
 use duplex_protocol::version::Version;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use crate::conflict::batch::Batch;
 use crate::conflict::register::{Register, Sight};
 use crate::conflict::version::{Stamp, Versions, stored};
 use crate::errors::{Failure, Result};
@@ -32,6 +33,8 @@ pub(crate) struct Tombstones {
     oid: pg_sys::Oid,
     known: Known,
     open: Option<Register>,
+    /// Keys that are gone, still to be written.
+    gone: Option<Batch>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +50,7 @@ enum Known {
 impl Tombstones {
     /// Those in a register.
     pub(crate) fn new(oid: pg_sys::Oid) -> Self {
-        Self { oid, known: Known::Empty(0), open: None }
+        Self { oid, known: Known::Empty(0), open: None, gone: None }
     }
 
     /// The newest tombstone of a key.
@@ -63,6 +66,7 @@ impl Tombstones {
     ) -> Option<Tombstone> {
         // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts and origin.
         unsafe {
+            self.settle();
             match self.known {
                 Known::Filled => {}
                 Known::Trusted => return None,
@@ -108,11 +112,68 @@ impl Tombstones {
     ) -> Result<()> {
         // SAFETY: as the caller promises.
         unsafe {
-            self.check()?;
-            self.known = Known::Filled;
-            write(self.open(), key, standing, version, Sight::Latest);
+            self.settle();
+            let batch = self.batch()?;
+            form(key, standing, version, |values, nulls| batch.add(values, nulls));
+            self.settle();
         }
         Ok(())
+    }
+
+    /// Remembers that a row was removed, which is this transaction's until its end: so the tombstone may be written
+    /// later, with others. [`Self::settle`] does so.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn bury(&mut self, key: &[pg_sys::Datum]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let batch = self.batch()?;
+            form(key, Standing::Gone, None, |values, nulls| batch.add(values, nulls));
+            if batch.is_full() {
+                self.settle();
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn batch(&mut self) -> Result<&mut Batch> {
+        // SAFETY: as the callers promise.
+        unsafe {
+            self.check()?;
+            self.known = Known::Filled;
+            if self.gone.is_none() {
+                let layout = self.open().layout();
+                self.gone = Some(Batch::new(layout));
+            }
+        }
+        Ok(self.gone.as_mut().expect("made above"))
+    }
+
+    /// Whether [`Self::settle`] has something to write.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.gone.as_ref().is_some_and(|batch| !batch.is_empty())
+    }
+
+    /// Writes what is still to be written. It is visible to what comes next.
+    ///
+    /// # Safety
+    /// As [`Self::find`], acting as the table's owner.
+    pub(crate) unsafe fn settle(&mut self) {
+        if !self.is_unsettled() {
+            return;
+        }
+        // SAFETY: as the caller promises; no key comes twice, because a row has to be put back in between.
+        unsafe {
+            let mut batch = self.gone.take().expect("there is one that is not empty");
+            self.open().write(&mut batch, Sight::Latest);
+            self.gone = Some(batch);
+            pg_sys::CommandCounterIncrement();
+            pg_sys::UpdateActiveSnapshotCommandId();
+        }
     }
 
     /// Makes sure that the register was as empty as it was taken for.
@@ -143,54 +204,38 @@ impl Tombstones {
     /// Gives the register back.
     ///
     /// # Safety
-    /// Only after everything went well: an abort does it by itself.
+    /// Only after everything went well and is settled: an abort does it by itself.
     pub(crate) unsafe fn close(self) {
-        if let Some(register) = self.open {
-            // SAFETY: opened by this in the same transaction.
-            unsafe { register.close() };
+        // SAFETY: both were made by this in the same transaction.
+        unsafe {
+            if let Some(batch) = self.gone {
+                batch.free();
+            }
+            if let Some(register) = self.open {
+                register.close();
+            }
         }
     }
 }
 
-/// Writes the tombstone of a key that a local change removed, with the version of its transaction.
+/// The row of a tombstone, as a register has it.
 ///
 /// # Safety
-/// As [`Tombstones::find`].
-pub(crate) unsafe fn leave(oid: pg_sys::Oid, key: &[pg_sys::Datum]) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let register = Register::open(oid);
-        write(&register, key, Standing::Gone, None, Sight::RowByRow);
-        register.close();
-    }
-}
-
-unsafe fn write(
-    register: &Register,
+/// As [`stored`]; the row is to be copied.
+pub(crate) unsafe fn form(
     key: &[pg_sys::Datum],
     standing: Standing,
     version: Option<&Version>,
-    sight: Sight,
+    take: impl FnOnce(&mut [pg_sys::Datum], &mut [bool]),
 ) {
-    // SAFETY: as the callers promise.
-    unsafe {
-        let mut old = Vec::new();
-        register.find(key, &[], Sight::RowByRow, |entry| {
-            // A statement cannot take out what it has written itself; one more does no harm.
-            if sight == Sight::Latest || !entry.is_own() {
-                old.push(entry.place());
-            }
-        });
-        for place in old {
-            register.remove(place);
-        }
-        let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
-        let ([commit_ts, origin], [no_ts, no_origin]) = stored(version);
-        let mut values = Vec::with_capacity(key.len() + 3);
-        values.extend_from_slice(key);
-        values.extend([pg_sys::Datum::from(kind.cast_signed()), commit_ts, origin]);
-        let mut nulls = vec![false; key.len() + 1];
-        nulls.extend([no_ts, no_origin]);
-        register.insert(&mut values, &mut nulls);
-    }
+    const MOST: usize = pg_sys::INDEX_MAX_KEYS as usize + 3;
+    let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
+    // SAFETY: as the caller promises.
+    let ([commit_ts, origin], [no_ts, no_origin]) = unsafe { stored(version) };
+    let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST], [false; MOST]);
+    let rest = key.len();
+    values[..rest].copy_from_slice(key);
+    values[rest..rest + 3].copy_from_slice(&[pg_sys::Datum::from(kind.cast_signed()), commit_ts, origin]);
+    nulls[rest + 1..rest + 3].copy_from_slice(&[no_ts, no_origin]);
+    take(&mut values[..rest + 3], &mut nulls[..rest + 3]);
 }

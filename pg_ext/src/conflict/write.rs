@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
+use crate::apply::find::unexpected;
 use crate::apply::table::{Leaf, list_cells};
 use crate::conflict::unique::Unique;
 
@@ -26,6 +27,8 @@ pub(crate) enum Written {
     LeftOut,
     /// The key was taken in this very moment. The row is not there.
     KeyTaken,
+    /// The row was changed since it was found, and is as somebody else left it.
+    Overtaken,
 }
 
 /// Computes the stored generated columns of the row to write.
@@ -90,7 +93,7 @@ pub(crate) unsafe fn insert(leaf: &mut Leaf, estate: *mut pg_sys::EState) -> Wri
     }
 }
 
-/// Puts the row in `leaf.write` in the place of the one in `leaf.found`, which is locked.
+/// Puts the row in `leaf.write` in the place of the one in `leaf.found`.
 ///
 /// # Safety
 /// As [`insert`].
@@ -104,21 +107,7 @@ pub(crate) unsafe fn update(leaf: &mut Leaf, estate: *mut pg_sys::EState) -> Wri
             return Written::LeftOut;
         }
         check(leaf, estate, pg_sys::CmdType::CMD_UPDATE);
-        #[cfg(feature = "pg15")]
-        let (moved, summarizing) = {
-            let mut moved = false;
-            let relation = (*info).ri_RelationDesc;
-            pg_sys::simple_table_tuple_update(relation, place, slot, (*estate).es_snapshot, &mut moved);
-            (moved, false)
-        };
-        #[cfg(not(feature = "pg15"))]
-        let (moved, summarizing) = {
-            use pg_sys::TU_UpdateIndexes::{TU_None, TU_Summarizing};
-            let mut which = TU_None;
-            let relation = (*info).ri_RelationDesc;
-            pg_sys::simple_table_tuple_update(relation, place, slot, (*estate).es_snapshot, &mut which);
-            (which != TU_None, which == TU_Summarizing)
-        };
+        let Some((moved, summarizing)) = replace(leaf) else { return Written::Overtaken };
         let taken = if moved { index(leaf, estate, true, summarizing) } else { std::ptr::null_mut() };
         let none = std::ptr::null_mut();
         pg_sys::ExecARUpdateTriggers(
@@ -134,6 +123,59 @@ pub(crate) unsafe fn update(leaf: &mut Leaf, estate: *mut pg_sys::EState) -> Wri
             false,
         );
         Written::Row(list_cells(taken).iter().map(|cell| cell.oid_value).collect())
+    }
+}
+
+/// Writes the new version of the row at its place. Says whether it needs entries in indexes, and whether only in
+/// summarizing ones; `None` if the row is not as it was found.
+unsafe fn replace(leaf: &Leaf) -> Option<(bool, bool)> {
+    let mut failure = pg_sys::TM_FailureData::default();
+    let mut lock = pg_sys::LockTupleMode::LockTupleExclusive;
+    #[cfg(feature = "pg15")]
+    let mut indexes = false;
+    #[cfg(not(feature = "pg15"))]
+    let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+    // SAFETY: as the callers promise; the guard turns an ERROR inside into a panic.
+    let result = unsafe {
+        let relation = (*leaf.info).ri_RelationDesc;
+        let update = (*(*relation).rd_tableam).tuple_update.expect("a heap can update rows");
+        let (place, slot, command) = (&raw mut (*leaf.found).tts_tid, leaf.write, pg_sys::GetCurrentCommandId(true));
+        let (failure, lock, indexes) = (&raw mut failure, &raw mut lock, &raw mut indexes);
+        let none = std::ptr::null_mut();
+        guarded(|| update(relation, place, slot, command, none, none, true, failure, lock, indexes))
+    };
+    match result {
+        pg_sys::TM_Result::TM_Ok => {}
+        pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted if !leaf.is_locking() => return None,
+        other => unexpected("updated", other),
+    }
+    #[cfg(feature = "pg15")]
+    return Some((indexes, false));
+    #[cfg(not(feature = "pg15"))]
+    {
+        use pg_sys::TU_UpdateIndexes::{TU_None, TU_Summarizing};
+        Some((indexes != TU_None, indexes == TU_Summarizing))
+    }
+}
+
+/// Removes the row in a slot, of a table where rows are not locked first. Says whether it was as it was found.
+///
+/// # Safety
+/// As [`insert`].
+pub(crate) unsafe fn delete(leaf: &Leaf, slot: *mut pg_sys::TupleTableSlot) -> bool {
+    let mut failure = pg_sys::TM_FailureData::default();
+    // SAFETY: as the caller promises; the guard turns an ERROR inside into a panic.
+    let result = unsafe {
+        let relation = (*leaf.info).ri_RelationDesc;
+        let delete = (*(*relation).rd_tableam).tuple_delete.expect("a heap can delete rows");
+        let (place, command, failure) = (&raw mut (*slot).tts_tid, pg_sys::GetCurrentCommandId(true), &raw mut failure);
+        let none = std::ptr::null_mut();
+        guarded(|| delete(relation, place, command, none, none, true, failure, false))
+    };
+    match result {
+        pg_sys::TM_Result::TM_Ok => true,
+        pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted => false,
+        other => unexpected("deleted", other),
     }
 }
 
