@@ -138,7 +138,7 @@ async fn throughput(
         Workload::Tpcb => ["-b", "tpcb-like"],
     });
     let mut rates = vec![Vec::new(); variants.len()];
-    for _ in 0..scale.rounds {
+    for _ in 0..scale.pgbench_rounds {
         for (variant, rates) in variants.iter().zip(&mut rates) {
             variant.session.exec("checkpoint").await?;
             let text = pgbench(cluster, &variant.database, &arguments).await?;

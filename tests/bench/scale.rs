@@ -7,8 +7,11 @@ use std::time::Duration;
 pub(crate) struct Scale {
     /// How often systems take turns; medians are reported.
     pub(crate) rounds: usize,
-    /// How long each turn of pgbench is.
+    /// How long each turn of pgbench is: short, and there are many, since a disk is not the same from one moment to the
+    /// next.
     pub(crate) pgbench: Duration,
+    /// Turns of pgbench.
+    pub(crate) pgbench_rounds: usize,
     /// pgbench's own scale.
     pub(crate) pgbench_scale: u32,
     /// Transactions in each turn of measuring a backend's processor time.
@@ -32,7 +35,8 @@ impl Scale {
     pub(crate) fn full() -> Self {
         Self {
             rounds: 3,
-            pgbench: Duration::from_secs(10),
+            pgbench: Duration::from_secs(3),
+            pgbench_rounds: 15,
             pgbench_scale: 10,
             cpu_transactions: 4_000,
             cpu_rounds: 9,
@@ -49,6 +53,7 @@ impl Scale {
         Self {
             rounds: 1,
             pgbench: Duration::from_secs(2),
+            pgbench_rounds: 1,
             pgbench_scale: 1,
             cpu_transactions: 2_000,
             cpu_rounds: 9,

@@ -62,5 +62,8 @@ async fn what_a_crash_takes_back_was_never_published() -> Result<()> {
     assert!(taken_back > 0, "no crash took anything back, so nothing is shown");
     lab.settled().await?;
     verdict::pass(&lab, &[known, Vec::new()]).await?;
+    // What had been published too early would have come back from the topic, and nobody would have noticed.
+    let log = a.relay().log_text()?;
+    assert!(!log.contains("this database lacks"), "{log}");
     Ok(())
 }
