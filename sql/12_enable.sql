@@ -53,7 +53,8 @@ begin
 end
 $$;
 
-create function duplex.enable(relation regclass) returns void
+create function duplex.enable(relation regclass, resolution text default 'last_update_wins',
+                              delta_columns name[] default '{}') returns void
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -75,6 +76,9 @@ begin
         raise exception 'must be owner of table %', relation using errcode = 'insufficient_privilege';
     end if;
     select * into problem from duplex.unfit(relation);
+    if not found then
+        select * into problem from duplex.unfit_policy(relation, resolution, delta_columns);
+    end if;
     if found then
         raise exception '%', problem.message using errcode = problem.sqlstate, hint = problem.hint;
     end if;
@@ -83,7 +87,8 @@ begin
             using errcode = 'duplicate_object', hint = 'The view duplex.tables lists the enabled tables.';
     end if;
 
-    insert into duplex.table_registry (relid) values (relation);
+    insert into duplex.table_registry (relid, resolution, delta_columns)
+    values (relation, enable.resolution, enable.delta_columns);
     perform duplex.fit_registers(relation);
     -- Triggers fire in the order of their names: capture comes before those that may write, and RI_ConstraintTrigger_*.
     execute format('create trigger "00_duplex_capture" after insert or update or delete on %s '
@@ -97,9 +102,10 @@ begin
     execute format('alter trigger "00_duplex_capture" on %s depends on extension pg_duplex', relation);
     execute format('alter trigger "00_duplex_capture_truncate" on %s depends on extension pg_duplex', relation);
     perform duplex.guard_partitions(relation);
+    perform duplex.guard_counters(relation);
 end
 $$;
-comment on function duplex.enable(regclass) is
+comment on function duplex.enable(regclass, text, name[]) is
     'From now on this table''s changes go to the peers, and theirs come here. Call it on every node, on equal tables.';
 
 create function duplex.disable(relation regclass) returns void

@@ -9,7 +9,8 @@ create table duplex.registers (
     signature text not null
 );
 comment on table duplex.registers is 'Which table in schema duplex remembers what of an enabled table.';
-comment on column duplex.registers.of_index is '0: the tombstones of keys; else the unique index whose released values are claimed.';
+comment on column duplex.registers.of_index is
+    '0: the tombstones of keys; the table itself: the versions of rows that were rewritten by a change that lost; else the unique index whose released values are claimed.';
 comment on column duplex.registers.signature is 'What the register was made for; where this is no longer so, it is made anew.';
 
 create table duplex.truncates (
@@ -77,21 +78,37 @@ begin
 end
 $$;
 
+-- The counters of a table with a policy, in the order in which a tombstone keeps what is left of them.
+create function duplex.kept_counters(relation regclass, out counters text)
+    language sql stable set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(quote_ident(d), ', ' order by d collate "C")
+      from duplex.table_registry t cross join unnest(t.delta_columns) d
+     where t.relid = relation
+$$;
+
 -- The registers that a table ought to have.
 create function duplex.wanted_registers(relation regclass)
     returns table (of_index oid, columns text, keys text, signature text)
     language sql stable set search_path = pg_catalog, pg_temp
 as $$
-    select w.*, w.columns || ' / ' || w.keys from (
-        select 0::oid, s.columns || ', kind "char" not null, commit_ts bigint, origin text', s.keys
+    select w.of_index, w.columns, w.keys, concat_ws(' / ', w.columns, w.keys, w.counters) from (
+        select 0::oid, s.columns || ', kind "char" not null, commit_ts bigint, origin text'
+                       || case when p.counters is not null then ', residual numeric[]' else '' end, s.keys, p.counters
           from duplex.index_shape(duplex.identity_index(relation), 'k') s
+         cross join duplex.kept_counters(relation) p
          where s.columns is not null
         union all
-        select i.indexrelid, v.columns || ', ' || k.columns || ', commit_ts bigint, origin text', v.keys
+        select relation::oid, s.columns || ', commit_ts bigint, origin text', s.keys, null
+          from duplex.index_shape(duplex.identity_index(relation), 'k') s
+         cross join duplex.kept_counters(relation) p
+         where s.columns is not null and p.counters is not null
+        union all
+        select i.indexrelid, v.columns || ', ' || k.columns || ', commit_ts bigint, origin text', v.keys, null
           from duplex.second_unique_indexes(relation) i
          cross join duplex.index_shape(i.indexrelid, 'v') v
          cross join duplex.index_shape(duplex.identity_index(relation), 'k') k
-         where k.columns is not null) w (of_index, columns, keys)
+         where k.columns is not null) w (of_index, columns, keys, counters)
 $$;
 
 -- Without jit: compiling takes seconds, what it does takes milliseconds.
@@ -135,12 +152,15 @@ begin
          where not exists (select from duplex.registers r where r.relid = relation and r.of_index = w.of_index)
     loop
         made := case wanted.of_index when 0 then format('tombstones_%s', relation::oid)
+                     when relation::oid then format('versions_%s', relation::oid)
                      else format('claims_%s_%s', relation::oid, wanted.of_index) end;
         execute format('create table duplex.%I (%s)', made, wanted.columns);
         execute format('create index on duplex.%I using btree (%s)', made, wanted.keys);
         execute format('revoke all on duplex.%I from public', made);
         execute format('comment on table duplex.%I is %L', made,
-                       case wanted.of_index when 0 then 'Keys that are gone or hidden, of ' else 'Unique values once held, of ' end
+                       case wanted.of_index when 0 then 'Keys that are gone or hidden, of '
+                            when relation::oid then 'Versions of rows that are not those of their writers, of '
+                            else 'Unique values once held, of ' end
                        || relation);
         -- A member of the extension: not in dumps, where it would be of no use, and gone with the extension.
         execute format('alter extension pg_duplex add table duplex.%I', made);
@@ -195,7 +215,8 @@ begin
     loop
         relation := coalesce((select i.indrelid from pg_index i where i.indexrelid = changed), changed);
         relation := coalesce(pg_partition_root(relation), relation);
-        perform duplex.fit_registers(t.relid) from duplex.table_registry t where t.relid = relation;
+        perform duplex.fit_registers(t.relid), duplex.check_policy(t.relid)
+           from duplex.table_registry t where t.relid = relation;
     end loop;
 end
 $$;

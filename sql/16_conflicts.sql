@@ -78,6 +78,7 @@ as $$
 declare
     index     oid := duplex.identity_index(relation);
     register  regclass;
+    of_rows   regclass;
     condition text;
     of_key    text;
     writer    xid;
@@ -105,13 +106,20 @@ begin
     end if;
     standing := 'row';
     execute format('select t.xmin from %s t where %s', relation, condition) into writer using key;
+    select r.register into of_rows from duplex.registers r where r.relid = relation and r.of_index = relation;
+    if writer is not null and of_rows is not null then
+        execute format('select t.commit_ts, t.origin from %s t where %s and t.xmin = $2', of_rows, of_key)
+           into written, origin using key, writer;
+    end if;
     if writer is null then
         execute format('select t.xmin, t.commit_ts, t.origin, t.kind from %s t where %s order by t.ctid desc limit 1',
                        register, of_key)
            into writer, written, origin, kind using key;
         standing := case kind when 'g' then 'gone' when 'h' then 'hidden' end;
     end if;
-    if written is not null then
+    if written = -9223372036854775808 then
+        origin := null;
+    elsif written is not null then
         commit_time := '2000-01-01 00:00:00+00'::timestamptz + written * interval '1 microsecond';
         origin := coalesce(origin, (select n.name from duplex.node n));
     elsif writer is not null and writer::text::bigint >= 3 then

@@ -25,6 +25,19 @@ begin
     end if;
 
     for what, advice in
+        select format('table %s decides conflicts by %s here and by %s on the peer', label, h.policy, p.policy),
+               format('let nobody write to it, and give it one policy on every node with duplex.set_policy(%L, …)', label)
+          from duplex.tables t
+         cross join duplex.policy_label(t.resolution, t.delta_columns) h (policy)
+         cross join duplex.policy_label(
+              descriptor ->> 'resolution',
+              array(select d::name from jsonb_array_elements_text(descriptor -> 'delta_columns') d)) p (policy)
+         where t."table" = relation and descriptor ? 'resolution' and h.policy <> p.policy
+    loop
+        return next;
+    end loop;
+
+    for what, advice in
         select format('column %I of table %s does not exist here', c.name, label),
                format('alter table %s add column %I %s', label, c.name, duplex.type_label(c.schema, c.type, c.modifier))
           from duplex.described_columns(descriptor) c
@@ -86,6 +99,14 @@ as $$
       from jsonb_array_elements(descriptor -> 'columns') c
 $$;
 comment on function duplex.described_columns(jsonb) is 'The columns in a description of a table.';
+
+create function duplex.policy_label(resolution text, delta_columns name[]) returns text
+    language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+    select resolution || coalesce(
+        ' with delta columns (' || (select string_agg(d, ', ' order by d collate "C") from unnest(delta_columns) d) || ')', '')
+$$;
+comment on function duplex.policy_label(text, name[]) is 'A table''s conflict policy in words.';
 
 -- A domain counts as the type below it.
 create function duplex.base_type(

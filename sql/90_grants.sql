@@ -38,6 +38,7 @@ grant execute on function
     duplex.apply_skip(bigint),
     duplex.compare_table(jsonb),
     duplex.described_columns(jsonb),
+    duplex.policy_label(text, name[]),
     duplex.base_type(oid, integer),
     duplex.type_label(text, text, integer),
     duplex.report_peer(text, text, text),

@@ -51,6 +51,17 @@ pub enum Resolution {
     Function(String),
 }
 
+impl Resolution {
+    /// Its name in SQL: the function's own for a function.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::LastUpdateWins => "last_update_wins",
+            Self::ColumnMerge => "column_merge",
+            Self::Function(name) => name,
+        }
+    }
+}
+
 /// A table as the sender has it: what is needed to read the rows that follow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Relation {

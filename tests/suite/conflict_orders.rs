@@ -1,11 +1,11 @@
 //! Whatever the order in which peers' streams arrive, the table ends up the same: transactions made by hand, so that
 //! their versions are known to the microsecond and ties can be had.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use duplex_lab::{Lab, Node, Session};
 use duplex_protocol::encode::append_entry;
 use duplex_protocol::entry::{
-    Column, Delete, Entry, Format, Put, PutKind, Relation, Replaced, Resolution, Row, Truncate,
+    Column, Contribution, Delete, Entry, Format, Put, PutKind, Relation, Replaced, Resolution, Row, Truncate,
 };
 use duplex_protocol::record::{Header, Kind, Position};
 
@@ -15,8 +15,8 @@ const VALUES: [&str; 4] = ["a", "b", "c", "d"];
 /// One change, which is a transaction of its own.
 #[derive(Debug, Clone)]
 enum Change {
-    Put { key: i32, v: usize, w: usize },
-    Delete { key: i32 },
+    Put { key: i32, v: usize, w: usize, added: i64 },
+    Delete { key: i32, added: i64 },
     Truncate,
 }
 
@@ -33,30 +33,52 @@ fn column(name: &str, type_name: &str) -> Column {
 }
 
 impl Transaction {
-    fn record(&self, table: &str) -> Vec<u8> {
+    /// What it adds to the counter of a key, which only tables with a delta column have.
+    fn addition(&self) -> Option<(i32, i64)> {
+        match self.change {
+            Change::Put { key, added, .. } | Change::Delete { key, added } => Some((key, added)),
+            Change::Truncate => None,
+        }
+    }
+
+    fn record(&self, table: &str, counting: bool) -> Vec<u8> {
         let mut body = Vec::new();
+        let mut columns = vec![column("id", "int4"), column("v", "text"), column("w", "text")];
+        let mut delta_columns = Vec::new();
+        if counting {
+            columns.push(column("n", "int8"));
+            delta_columns.push(3);
+        }
         let relation = Relation {
             id: 1,
             schema: "public".into(),
             name: table.into(),
-            columns: vec![column("id", "int4"), column("v", "text"), column("w", "text")],
+            columns,
             key: vec![0],
             resolution: Resolution::LastUpdateWins,
-            delta_columns: vec![],
+            delta_columns,
         };
         append_entry(&Entry::Relation(relation), &mut body);
+        let amount = self.addition().map_or_else(String::new, |(_, added)| added.to_string());
+        let contributions = match counting {
+            true => vec![Contribution { column: 3, amount: &amount }],
+            false => Vec::new(),
+        };
+        // What its node saw in the counter in the end: nothing hangs on that.
+        let image = 7_i64.to_le_bytes();
         let key;
         let entry = match &self.change {
-            Change::Put { key: k, v, w } => {
+            Change::Put { key: k, v, w, .. } => {
                 key = k.to_le_bytes();
-                let row = Row(vec![Some(&key), Some(VALUES[*v].as_bytes()), Some(VALUES[*w].as_bytes())]);
+                let mut row = Row(vec![Some(&key), Some(VALUES[*v].as_bytes()), Some(VALUES[*w].as_bytes())]);
+                row.0.extend(counting.then_some(Some(&image[..])));
                 let (kind, replaced) = (PutKind::Update, Replaced::Ancient);
-                Entry::Put(Put { relation: 1, kind, replaced, changed: &[0b110], contributions: vec![], row })
+                Entry::Put(Put { relation: 1, kind, replaced, changed: &[0b1110], contributions, row })
             }
-            Change::Delete { key: k } => {
+            Change::Delete { key: k, .. } => {
                 key = k.to_le_bytes();
                 let row = Row(vec![Some(&key)]);
-                Entry::Delete(Delete { relation: 1, replaced: Replaced::Ancient, contributions: vec![], key: row })
+                Entry::Delete(Delete { relation: 1, replaced: Replaced::Ancient, contributions, key: row })
             }
             Change::Truncate => Entry::Truncate(Truncate { relation: 1, restart_identity: false }),
         };
@@ -99,9 +121,13 @@ fn history(random: &mut Random, unique: bool) -> Vec<Transaction> {
             let of = random.below(PEERS.len());
             clocks[of] += 1 + random.below(3) as i64;
             let key = random.below(3) as i32;
+            let added = random.below(9) as i64 - 4;
             let change = match random.below(10) {
-                0..6 => Change::Put { key, v: random.below(VALUES.len()), w: random.below(if unique { 2 } else { 4 }) },
-                6..9 => Change::Delete { key },
+                0..6 => {
+                    let (v, w) = (random.below(VALUES.len()), random.below(if unique { 2 } else { 4 }));
+                    Change::Put { key, v, w, added }
+                }
+                6..9 => Change::Delete { key, added },
                 _ => Change::Truncate,
             };
             Transaction { of, commit_ts: clocks[of], change }
@@ -138,9 +164,9 @@ impl Appliers {
         Ok(Self { sessions, next_offset: 0 })
     }
 
-    async fn apply(&mut self, order: &[Transaction], table: &str) -> Result<()> {
+    async fn apply(&mut self, order: &[Transaction], table: &str, counting: bool) -> Result<()> {
         for transaction in order {
-            let hex: String = transaction.record(table).iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = transaction.record(table, counting).iter().map(|byte| format!("{byte:02x}")).collect();
             let sql = format!("call duplex.apply_batch(array['\\x{hex}'::bytea], array[{}])", self.next_offset);
             self.sessions[transaction.of].exec(&sql).await?;
             self.next_offset += 1;
@@ -160,8 +186,21 @@ async fn state(node: &Node, table: &str) -> Result<Vec<String>> {
     Ok(state)
 }
 
+/// A counter that is there is the sum of all that was ever added under its key.
+async fn sums_are_right(node: &Node, table: &str, history: &[Transaction]) -> Result<()> {
+    for row in node.rows(&format!("select id, n from {table}")).await? {
+        let number = |i: usize| row[i].as_deref().unwrap_or_default().parse::<i64>();
+        let (id, n) = (number(0)?, number(1)?);
+        let of_key = history.iter().filter_map(Transaction::addition).filter(|(key, _)| i64::from(*key) == id);
+        let sum: i64 = of_key.map(|(_, added)| added).sum();
+        ensure!(n == sum, "the counter of {id} is {n}, and {sum} was added to it");
+    }
+    Ok(())
+}
+
 /// Rounds from a seed; a failure names the seed of its round.
 async fn rounds(name: &str, columns: &str, unique: bool, seeds: std::ops::Range<u64>) -> Result<()> {
+    let counting = columns.contains("n int8");
     let lab = Lab::builder().nodes(1).without_relays().start().await?;
     let node = lab.node(0);
     let mut appliers = Appliers::open(node).await?;
@@ -173,13 +212,18 @@ async fn rounds(name: &str, columns: &str, unique: bool, seeds: std::ops::Range<
         for turn in 0..4 {
             let order = shuffled(&history, &mut random);
             let table = format!("{name}_{seed}_{turn}");
+            let delta_columns = if counting { "{n}" } else { "{}" };
             node.exec(&format!(
-                "create table {table} (id int primary key, {columns}); select duplex.enable('{table}')"
+                "create table {table} (id int primary key, {columns}); \
+                 select duplex.enable('{table}', delta_columns => '{delta_columns}')"
             ))
             .await?;
-            appliers.apply(&order, &table).await?;
+            appliers.apply(&order, &table, counting).await?;
             let state = state(node, &table).await?;
             shown += state.len();
+            if counting {
+                sums_are_right(node, &table, &order).await.with_context(|| format!("seed {seed}: {order:#?}"))?;
+            }
             match &first {
                 None => first = Some((order, state)),
                 Some((other, expected)) => ensure!(
@@ -210,12 +254,22 @@ async fn rows_with_several_unique_keys_end_up_the_same() -> Result<()> {
 }
 
 #[tokio::test]
+async fn counters_end_up_the_same() -> Result<()> {
+    rounds("counted", "v text, w text, n int8", false, 0..25).await
+}
+
+#[tokio::test]
+async fn counters_in_rows_with_unique_keys_end_up_the_same() -> Result<()> {
+    rounds("counted_uniq", "v text unique, w text unique, n int8", true, 100..140).await
+}
+
+#[tokio::test]
 async fn a_tie_goes_by_the_name_of_the_node() -> Result<()> {
     let lab = Lab::builder().nodes(1).without_relays().start().await?;
     let node = lab.node(0);
     let mut appliers = Appliers::open(node).await?;
-    let put = |of, v| Transaction { of, commit_ts: 1_000_000, change: Change::Put { key: 1, v, w: v } };
-    let delete = |of| Transaction { of, commit_ts: 1_000_000, change: Change::Delete { key: 1 } };
+    let put = |of, v| Transaction { of, commit_ts: 1_000_000, change: Change::Put { key: 1, v, w: v, added: 0 } };
+    let delete = |of| Transaction { of, commit_ts: 1_000_000, change: Change::Delete { key: 1, added: 0 } };
     let cases = [
         ("put_put", [put(0, 0), put(1, 1)], vec!["id=1 | v=b | w=b"]),
         ("delete_put", [delete(0), put(1, 1)], vec!["id=1 | v=b | w=b"]),
@@ -232,7 +286,7 @@ async fn a_tie_goes_by_the_name_of_the_node() -> Result<()> {
             if turned {
                 order.reverse();
             }
-            appliers.apply(&order, &table).await?;
+            appliers.apply(&order, &table, false).await?;
             assert_eq!(node.dump(&table, &[]).await?, rows, "{table}");
         }
     }

@@ -7,6 +7,8 @@ use duplex_lab::{Lab, Session};
 
 const KEYS: usize = 40;
 const WRITERS: usize = 2;
+/// Counters that are only ever added to, so that their sums are known.
+const TALLIES: usize = 4;
 
 /// splitmix64.
 struct Random(u64);
@@ -24,7 +26,7 @@ impl Random {
 /// Statements that an application might run.
 fn statements(random: &mut Random) -> String {
     let (key, other, value) = (random.below(KEYS), random.below(KEYS), random.below(KEYS));
-    match random.below(100) {
+    match random.below(150) {
         0..14 => format!("insert into s values ({key}, 'v{value}') on conflict (id) do update set v = excluded.v"),
         14..26 => format!("update s set v = v || '+' where id = {key}"),
         26..34 => format!("delete from s where id = {key}"),
@@ -43,17 +45,45 @@ fn statements(random: &mut Random) -> String {
         82..88 => format!("update u set nick = 'n{value}' where id = {key}"),
         88..94 => format!("delete from u where id = {key}"),
         94..99 => format!("update u set id = {other} where id = {key}"),
-        _ => "truncate u".to_owned(),
+        99..100 => "truncate u".to_owned(),
+        100..112 => format!("update c set n = n + {value}.25, m = m - {other} where id = {key}"),
+        112..122 => format!(
+            "insert into c values ({key}, 'v{value}', {value}, {other}) on conflict (id) do update \
+             set n = c.n + excluded.n, v = excluded.v"
+        ),
+        122..128 => format!("delete from c where id = {key}"),
+        128..132 => format!(
+            "begin; delete from c where id = {key}; insert into c values ({key}, 'w{value}', 1.5, 2); \
+             savepoint a; update c set n = n + 100 where id = {other}; rollback to a; \
+             update c set m = m + 3 where id = {other}; commit"
+        ),
+        132..137 => format!("update c set v = 'v{value}' where id = {key}"),
+        137..141 => format!("update c set id = {other}, n = n + 1 where id = {key}"),
+        141..142 => "truncate c".to_owned(),
+        _ => String::new(),
     }
 }
 
-async fn write(session: Session, seed: u64, until: Instant) -> Result<usize> {
+/// An addition to a tally: which, and how much.
+fn addition(random: &mut Random) -> (usize, i64) {
+    (random.below(TALLIES), random.below(1000) as i64 - 400)
+}
+
+/// How many transactions were made, and what was added to each tally.
+async fn write(session: Session, seed: u64, until: Instant) -> Result<(usize, [i64; TALLIES])> {
     let mut random = Random(seed);
-    let mut done = 0;
+    let (mut done, mut sums) = (0, [0; TALLIES]);
     while Instant::now() < until {
-        let sql = statements(&mut random);
+        let (mut sql, added) = (statements(&mut random), addition(&mut random));
+        let is_addition = sql.is_empty();
+        if is_addition {
+            sql = format!("update tally set n = n + {} where id = {}", added.1, added.0);
+        }
         match session.client().batch_execute(&sql).await {
-            Ok(()) => done += 1,
+            Ok(()) => {
+                done += 1;
+                sums[added.0] += if is_addition { added.1 } else { 0 };
+            }
             Err(err) => {
                 // What every application meets: a value is taken, a deadlock.
                 let code = err.code().map(|state| state.code().to_owned()).unwrap_or_default();
@@ -64,7 +94,7 @@ async fn write(session: Session, seed: u64, until: Instant) -> Result<usize> {
             }
         }
     }
-    Ok(done)
+    Ok((done, sums))
 }
 
 async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
@@ -76,6 +106,15 @@ async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
         &["s", "u"],
     )
     .await?;
+    lab.exec_everywhere(
+        "create table c (id int primary key, v text unique, n numeric(12, 2) not null, m bigint not null);
+         create table tally (id int primary key, n bigint not null);
+         select duplex.enable('c', delta_columns => '{n,m}');
+         select duplex.enable('tally', delta_columns => '{n}')",
+    )
+    .await?;
+    lab.node(0).exec(&format!("insert into tally select g, 0 from generate_series(0, {}) g", TALLIES - 1)).await?;
+    lab.settled().await?;
     let until = Instant::now() + lasting;
     let mut writers = Vec::new();
     for (number, node) in lab.nodes().iter().enumerate() {
@@ -84,12 +123,16 @@ async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
             writers.push(tokio::spawn(write(node.connect().await?, seed, until)));
         }
     }
-    let mut done = 0;
+    let (mut done, mut sums) = (0, [0; TALLIES]);
     for writer in writers {
-        done += writer.await??;
+        let (made, added) = writer.await??;
+        done += made;
+        sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added);
     }
     ensure!(done > 100, "only {done} transactions were made");
-    lab.converges(&["s", "u"]).await?;
+    lab.converges(&["s", "u", "c", "tally"]).await?;
+    let tallies: Vec<String> = sums.iter().enumerate().map(|(id, sum)| format!("id={id} | n={sum}")).collect();
+    assert_eq!(lab.node(0).dump("tally", &[]).await?, tallies, "the sums of all additions");
     for node in lab.nodes() {
         assert_eq!(node.rows("select * from duplex.apply_errors").await?, Vec::<Vec<Option<String>>>::new());
         ensure!(node.number("select count(*) from duplex.conflict_history").await? > 0, "nobody met anybody");

@@ -150,7 +150,7 @@ async fn only_the_owner_enables_and_disables() -> Result<()> {
     node.exec(&format!(
         "create role \"{role}\" login; create table t (id int primary key); create table own (id int primary key);
          alter table own owner to \"{role}\"; grant usage on schema duplex to \"{role}\";
-         grant execute on function duplex.enable(regclass), duplex.disable(regclass), duplex.enable_schema(name) to \"{role}\";
+         grant execute on function duplex.enable(regclass, text, name[]), duplex.disable(regclass), duplex.enable_schema(name) to \"{role}\";
          select duplex.enable('t')"
     ))
     .await?;

@@ -15,7 +15,7 @@ use crate::conflict::arrival::{Arrival, Change, Verdict};
 use crate::conflict::history::{Conflict, Image, Resolution, image};
 use crate::conflict::index::Values;
 use crate::conflict::register::raw_xmin;
-use crate::conflict::unique::{Claimant, Met};
+use crate::conflict::unique::{Claimant, Hiding, Met};
 use crate::conflict::write::{Written, generate};
 use crate::errors::Result;
 
@@ -33,10 +33,10 @@ pub(crate) enum Guard {
 }
 
 /// What was here, as a record of a conflict wants it. Made before it is overwritten.
-struct Before {
-    row: Image,
-    incoming: Image,
-    version: Option<Version>,
+pub(crate) struct Before {
+    pub(crate) row: Image,
+    pub(crate) incoming: Image,
+    pub(crate) version: Option<Version>,
 }
 
 impl Table {
@@ -52,6 +52,7 @@ impl Table {
             Guard::Shared => pg_sys::RowShareLock,
             Guard::Alone => pg_sys::ExclusiveLock,
         };
+        self.alone |= guard == Guard::Alone;
         // SAFETY: as the caller promises. The lock's name is an object's that nobody else locks in this way.
         unsafe {
             let class = pg_sys::RelationRelationId;
@@ -60,7 +61,7 @@ impl Table {
     }
 
     /// The key of the row in `remote`, in the registers' order.
-    unsafe fn key(&self) -> Vec<pg_sys::Datum> {
+    pub(crate) unsafe fn key(&self) -> Vec<pg_sys::Datum> {
         let values = self.target.registers.key.iter();
         // SAFETY: the slot is filled, at least with the key.
         values.map(|&attribute| unsafe { *(*self.remote).tts_values.add(attribute as usize - 1) }).collect()
@@ -126,7 +127,7 @@ impl Table {
             let tombstone = self.tombstones.find(&key, truncated, arrival.versions, arrival.version);
             let (standing, version) =
                 tombstone.map_or((Standing::Unknown, None), |tombstone| (tombstone.standing, tombstone.version));
-            let verdict = arrival.meets_none(change, standing, version.as_ref(), truncated)?;
+            let verdict = arrival.meets(change, standing, version.as_ref(), truncated)?;
             let before = verdict.conflict.map(|_| Before { row: None, incoming: image(self.rel, remote), version });
             let leaf = self.current();
             if leaf.uniques.is_empty() {
@@ -203,7 +204,7 @@ impl Table {
             let tombstone = self.tombstones.find(&key, truncated, arrival.versions, arrival.version);
             let (standing, version) =
                 tombstone.map_or((Standing::Unknown, None), |tombstone| (tombstone.standing, tombstone.version));
-            let verdict = arrival.meets_none(change, standing, version.as_ref(), truncated)?;
+            let verdict = arrival.meets(change, standing, version.as_ref(), truncated)?;
             if verdict.effect.wins {
                 self.tombstones.write(&key, Standing::Gone, None)?;
                 pg_sys::CommandCounterIncrement();
@@ -217,7 +218,10 @@ impl Table {
 
     /// The row in `write` wins its key: it is shown, unless another has a later claim of one of its values. `held` is
     /// what a row in its place held, and since when. `None`: the key was taken in this moment.
-    unsafe fn show(
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn show(
         &mut self,
         claimant: &Claimant<'_>,
         held: Option<(&[Option<Values>], Option<Version>)>,
@@ -282,8 +286,12 @@ impl Table {
             Storage::Plain(leaf) => leaf,
             Storage::Partitioned(routing) => routing.current(),
         };
+        let registers = match &mut self.keeper {
+            Some(keeper) => Hiding::Kept(keeper, &self.target.counters),
+            None => Hiding::Plain(&mut self.tombstones),
+        };
         // SAFETY: as the callers promise.
-        unsafe { claimant.make_way(leaf, values, own, &mut self.tombstones, arrival, met) }
+        unsafe { claimant.make_way(leaf, values, own, registers, arrival, met) }
     }
 
     /// The row that arrived is not shown: its key and what it claimed are remembered.
@@ -298,6 +306,10 @@ impl Table {
             self.guard(Guard::Alone);
             let version = arrival.version;
             claimant.release(self.current(), values, &[], Some(version), arrival);
+            if self.keeper.is_some() {
+                self.keep_hidden(claimant.key);
+                return Ok(());
+            }
             self.tombstones.write(claimant.key, Standing::Hidden, None)?;
             pg_sys::CommandCounterIncrement();
             pg_sys::UpdateActiveSnapshotCommandId();
@@ -306,7 +318,10 @@ impl Table {
     }
 
     /// The row in `write` loses its key, and claims its values all the same.
-    unsafe fn claim_in_vain(
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn claim_in_vain(
         &mut self,
         claimant: &Claimant<'_>,
         is_there: bool,
@@ -330,7 +345,11 @@ impl Table {
         }
     }
 
-    unsafe fn record_met(
+    /// Records what the row met among second unique keys.
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn record_met(
         &mut self,
         target: &Target,
         change: Change,
@@ -354,7 +373,8 @@ impl Table {
     }
 }
 
-fn record(
+/// Records what the change met under its key.
+pub(crate) fn record(
     target: &Target,
     verdict: Verdict,
     before: Option<Before>,

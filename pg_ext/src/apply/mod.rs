@@ -15,6 +15,7 @@
 //! | `find` | finding a row by its key |
 //! | `row` | inserting, updating and deleting one row |
 //! | `decide` | what becomes of one change, by the rules of conflicts |
+//! | `keep` | the same in a table with a policy: counters add up, and rows keep their versions |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
 //! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
@@ -23,6 +24,7 @@ mod batch;
 mod careful;
 mod decide;
 pub(crate) mod find;
+mod keep;
 pub(crate) mod own;
 mod park;
 mod partition;

@@ -14,6 +14,8 @@ use pgrx::{PgSqlErrorCode, PgTupleDesc, Spi, pg_guard, pg_sys};
 
 use crate::apply::own::with_own_tables;
 use crate::apply::value::Conversion;
+use crate::conflict::counter::Counter;
+use crate::conflict::policy::no_column;
 use crate::conflict::registers::Registers;
 use crate::errors::{Failure, Result};
 
@@ -48,6 +50,8 @@ pub(crate) struct Target {
     pub(crate) registers: Registers,
     /// Names of the key's columns in the registers' order, for the record of conflicts.
     pub(crate) key_names: Vec<String>,
+    /// The counters in the policy's order, each with its column of the descriptor.
+    pub(crate) counters: Vec<(Counter, u16)>,
     /// Attributes that the descriptor lacks and this node does not compute: default on INSERT, kept on UPDATE.
     pub(crate) unmapped: Vec<i16>,
     context: pg_sys::MemoryContext,
@@ -153,11 +157,14 @@ impl Target {
                 key: relation.key.clone(),
                 registers,
                 key_names: Vec::new(),
+                counters: Vec::new(),
                 unmapped: Vec::new(),
                 context,
                 stale,
             };
+            target.registers.policy.check(relation, &target.label)?;
             target.map_columns(rel, relation)?;
+            target.map_counters(rel, relation)?;
             target.check_key()?;
             if target.key.iter().any(|&index| usize::from(index) >= target.columns.len()) {
                 return Err(Failure::new(
@@ -206,6 +213,19 @@ impl Target {
 }
 
 impl Target {
+    unsafe fn map_counters(&mut self, rel: pg_sys::Relation, relation: &Relation) -> Result<()> {
+        // SAFETY: the relation is open, so its descriptor is valid.
+        let desc = unsafe { PgTupleDesc::from_pg_unchecked((*rel).rd_att) };
+        for name in &self.registers.policy.counters {
+            let place =
+                relation.columns.iter().position(|column| column.name == *name).ok_or_else(|| no_column(name))?;
+            let attribute = desc.get(self.columns[place].attribute as usize - 1).ok_or_else(|| no_column(name))?;
+            let counter = Counter::new(name, attribute.atttypid, attribute.atttypmod)?;
+            self.counters.push((counter, place as u16));
+        }
+        Ok(())
+    }
+
     /// Rows are remembered by the key that they have here: it has to be the one that the peer means.
     fn check_key(&self) -> Result<()> {
         let here = &self.registers.key;

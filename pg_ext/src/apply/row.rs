@@ -21,9 +21,13 @@ impl Table {
         unsafe {
             let caller = self.begin_row();
             self.fill(&put.row)?;
+            let added = self.read_added(&put.contributions)?;
             let mut has_defaults = self.defaults.is_empty();
             loop {
-                let done = if find(self.leaf()?, pg_sys::LockTupleMode::LockTupleNoKeyExclusive) {
+                let found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleNoKeyExclusive);
+                let done = if found && let Some(added) = &added {
+                    self.keep_over(change, added, arrival)?
+                } else if found {
                     self.put_over(change, arrival)?
                 } else {
                     if !has_defaults {
@@ -32,7 +36,10 @@ impl Table {
                         has_defaults = true;
                         self.leaf()?;
                     }
-                    self.put_anew(change, arrival)?
+                    match &added {
+                        Some(added) => self.keep_anew(change, added, arrival)?,
+                        None => self.put_anew(change, arrival)?,
+                    }
                 };
                 if done {
                     break;
@@ -55,6 +62,13 @@ impl Table {
         unsafe {
             let caller = self.begin_row();
             self.fill_key(&delete.key)?;
+            if let Some(added) = self.read_added(&delete.contributions)? {
+                while !self.keep_delete(change, &added, arrival)? {
+                    check_for_interrupts!();
+                }
+                self.end_row(caller);
+                return Ok(());
+            }
             loop {
                 let mut found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleExclusive);
                 if !found {
@@ -77,7 +91,7 @@ impl Table {
     }
 
     /// Where the row in `remote` belongs.
-    unsafe fn leaf(&mut self) -> Result<&mut Leaf> {
+    pub(crate) unsafe fn leaf(&mut self) -> Result<&mut Leaf> {
         match &mut self.storage {
             Storage::Plain(leaf) => Ok(leaf),
             // SAFETY: the table is open and `remote` is filled.
@@ -207,7 +221,7 @@ impl Leaf {
     /// Whether a row that is found is locked before it is decided on. It need not be where nothing but the row itself is
     /// written: that fails if it has changed meanwhile.
     pub(crate) fn is_locking(&self) -> bool {
-        self.triggers != Triggers::None || !self.uniques.is_empty()
+        self.triggers != Triggers::None || !self.uniques.is_empty() || !self.counters.is_empty()
     }
 
     /// Puts the row in `write` in the place of the one in `found`.

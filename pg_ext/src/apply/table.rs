@@ -13,6 +13,7 @@ use crate::apply::partition::Routing;
 use crate::apply::relation::Target;
 use crate::apply::value::Arena;
 use crate::conflict::arrival::Arrival;
+use crate::conflict::kept::Keeper;
 use crate::conflict::tombstone::Tombstones;
 use crate::conflict::unique::Unique;
 use crate::conflict::write::noted;
@@ -58,6 +59,8 @@ pub(crate) struct Leaf {
     pub(crate) key: Vec<i16>,
     /// Where another row is put that holds a unique value of the one to write.
     pub(crate) other: *mut pg_sys::TupleTableSlot,
+    /// The counters' attributes in this leaf, in the policy's order.
+    pub(crate) counters: Vec<i16>,
 }
 
 /// Which triggers of a table fire when a row is written by apply.
@@ -98,6 +101,10 @@ pub(crate) struct Table {
     pub(crate) guarded: bool,
     /// What is known of whether there are tombstones.
     pub(crate) tombstones: Tombstones,
+    /// What a table with a policy keeps, which is not among those tombstones.
+    pub(crate) keeper: Option<Keeper>,
+    /// This transaction has the table's registers alone.
+    pub(crate) alone: bool,
 }
 
 impl Table {
@@ -143,6 +150,8 @@ impl Table {
             let arena = Arena::default();
             let stamp = target.registers.truncated.as_ref();
             let tombstones = Tombstones::new(target.registers.tombstones);
+            let keeper =
+                target.registers.rows.map(|rows| Keeper::new(target.registers.tombstones, rows, target.counters.len()));
             let truncated = stamp.and_then(|stamp| stamp.version(arrival.versions, arrival.version));
             Ok(Some(Self {
                 target,
@@ -157,6 +166,8 @@ impl Table {
                 truncated,
                 guarded: false,
                 tombstones,
+                keeper,
+                alone: false,
             }))
         }
     }
@@ -169,6 +180,9 @@ impl Table {
         // SAFETY: everything was opened by `open`, and is closed in the executor's own order.
         unsafe {
             self.tombstones.close();
+            if let Some(keeper) = self.keeper {
+                keeper.close();
+            }
             match self.storage {
                 Storage::Plain(leaf) => {
                     leaf.finder.close();
@@ -332,7 +346,23 @@ impl Leaf {
             let indexes = std::slice::from_raw_parts((*info).ri_IndexRelationDescs, (*info).ri_NumIndices as usize);
             let index = indexes.iter().find(|index| (***index).rd_id == key_index).expect("all indexes are open");
             let finder = Finder::new(rel, *index);
-            Ok(Self { info, key_index, finder, found, write, kept, triggers, epq, uniques, noted, key, other })
+            let of_counter = |(_, column): &(_, u16)| here(target.columns[usize::from(*column)].attribute);
+            let counters = target.counters.iter().map(of_counter).collect();
+            Ok(Self {
+                info,
+                key_index,
+                finder,
+                found,
+                write,
+                kept,
+                triggers,
+                epq,
+                uniques,
+                noted,
+                key,
+                other,
+                counters,
+            })
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use duplex_protocol::rules::key::truncates as truncates_row;
+use duplex_protocol::rules::key::{Standing, truncates as truncates_row};
 use duplex_protocol::rules::wins;
 use duplex_protocol::version::Version;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
@@ -10,6 +10,8 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::apply::relation::Target;
 use crate::apply::table::{fires_on_apply, list_cells};
+use crate::conflict::counter::{Amount, Counter, is_nothing};
+use crate::conflict::kept::{Keeper, oldest};
 use crate::conflict::register::raw_xmin;
 use crate::conflict::truncates;
 use crate::conflict::version::Versions;
@@ -48,6 +50,7 @@ pub(crate) unsafe fn truncate(
     let Some(first) = targets.first() else { return Ok(()) };
     let (mut rels, mut relids) = (std::ptr::null_mut(), std::ptr::null_mut());
     let mut seen = Vec::new();
+    let mut members = Vec::new();
     let mut triggers = false;
     // SAFETY: as the caller promises; relations are locked to the end of the transaction.
     unsafe {
@@ -57,12 +60,12 @@ pub(crate) unsafe fn truncate(
             // Partitions are the table; those who inherit otherwise are tables of their own, which may not be enabled.
             let is_partitioned = (*(*root).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
             pg_sys::table_close(root, pg_sys::NoLock.cast_signed());
-            let members = if is_partitioned {
+            let relids_of = if is_partitioned {
                 guarded(|| find_all_inheritors(target.relid, lock, std::ptr::null_mut()))
             } else {
                 pg_sys::lappend_oid(std::ptr::null_mut(), target.relid)
             };
-            for cell in list_cells(members) {
+            for cell in list_cells(relids_of) {
                 let relid = cell.oid_value;
                 if seen.contains(&relid) {
                     continue;
@@ -71,6 +74,7 @@ pub(crate) unsafe fn truncate(
                 let rel = pg_sys::table_open(relid, pg_sys::NoLock.cast_signed());
                 triggers |= has_user_triggers(rel);
                 rels = pg_sys::lappend(rels, rel.cast());
+                members.push(Member::of(rel, target));
                 relids = pg_sys::lappend_oid(relids, relid);
             }
         }
@@ -86,13 +90,14 @@ pub(crate) unsafe fn truncate(
             .hint("Give the tables one owner, or let these triggers not fire in replica sessions."));
         }
         let mut newer = false;
-        for cell in list_cells(rels) {
-            newer = newer || has_newer_row(cell.ptr_value.cast(), version, versions);
+        for member in &mut members {
+            member.keep_older_rows(version, versions);
+            newer = newer || member.has_newer_row(version, versions);
         }
         if newer {
             // Written by those who had not seen the TRUNCATE and came after it: they stay.
-            for cell in list_cells(rels) {
-                remove_older_rows(cell.ptr_value.cast(), version, versions);
+            for member in &mut members {
+                member.remove_older_rows(version, versions);
             }
             if restart_identity {
                 restart_sequences(relids);
@@ -128,38 +133,141 @@ pub(crate) unsafe fn has_sequences(target: &Target) -> bool {
     unsafe { !pg_sys::getOwnedSequences(target.relid).is_null() }
 }
 
-/// Whether a row is there that is later than a TRUNCATE.
-unsafe fn has_newer_row(rel: pg_sys::Relation, version: &Version, versions: &mut Versions) -> bool {
-    let mut newer = false;
-    // SAFETY: as the caller promises.
-    unsafe {
-        each_row(rel, version, versions, |_, is_older| {
-            newer = !is_older;
-            is_older
-        });
-    }
-    newer
-}
-
-unsafe fn remove_older_rows(rel: pg_sys::Relation, version: &Version, versions: &mut Versions) {
-    // SAFETY: as the caller promises; the table is locked, so every row is as it was seen.
-    unsafe {
-        each_row(rel, version, versions, |slot, is_older| {
-            if is_older {
-                pg_sys::simple_table_tuple_delete(rel, &raw mut (*slot).tts_tid, pg_sys::GetActiveSnapshot());
-            }
-            true
-        });
-    }
-}
-
-/// Shows every row, and whether a TRUNCATE of this version takes it, until `each` has seen enough.
-unsafe fn each_row(
+/// A table that is emptied, or a partition of it.
+struct Member<'t> {
     rel: pg_sys::Relation,
+    kept: Option<Kept<'t>>,
+}
+
+/// What a table with a policy keeps of the rows that go.
+struct Kept<'t> {
+    keeper: Keeper,
+    /// The key's attributes here, in the registers' order.
+    key: Vec<i16>,
+    counters: Vec<(&'t Counter, i16)>,
+}
+
+impl<'t> Member<'t> {
+    /// A member of the table, which may be that itself.
+    unsafe fn of(rel: pg_sys::Relation, target: &'t Target) -> Self {
+        let here = |attribute: i16| {
+            // SAFETY: the relation is open, and a partition has all attributes of its table by their names.
+            unsafe { pg_sys::get_attnum((*rel).rd_id, pg_sys::get_attname(target.relid, attribute, false)) }
+        };
+        let of_column = |column: u16| here(target.columns[usize::from(column)].attribute);
+        let kept = target.registers.rows.map(|rows| Kept {
+            keeper: Keeper::new(target.registers.tombstones, rows, target.counters.len()),
+            key: target.registers.key.iter().map(|&attribute| here(attribute)).collect(),
+            counters: target.counters.iter().map(|(counter, column)| (counter, of_column(*column))).collect(),
+        });
+        Self { rel, kept }
+    }
+
+    /// Remembers what the counters hold of the rows that go: the TRUNCATE takes nothing away from them.
+    unsafe fn keep_older_rows(&mut self, version: &Version, versions: &mut Versions) {
+        let Some(kept) = &mut self.kept else { return };
+        // SAFETY: as the callers promise; the registers are other tables.
+        unsafe {
+            each_row(self.rel, |slot| {
+                let held = kept.version(slot, version, versions);
+                if truncates_row(version, held.as_ref()) {
+                    kept.remember(slot, held);
+                }
+                true
+            });
+        }
+    }
+
+    /// Whether a row is there that is later than a TRUNCATE.
+    unsafe fn has_newer_row(&mut self, version: &Version, versions: &mut Versions) -> bool {
+        let mut newer = false;
+        // SAFETY: as the callers promise.
+        unsafe {
+            each_row(self.rel, |slot| {
+                newer = !is_older(&mut self.kept, slot, version, versions);
+                !newer
+            });
+        }
+        newer
+    }
+
+    unsafe fn remove_older_rows(&mut self, version: &Version, versions: &mut Versions) {
+        let rel = self.rel;
+        // SAFETY: as the callers promise; the table is locked, so every row is as it was seen.
+        unsafe {
+            each_row(rel, |slot| {
+                if is_older(&mut self.kept, slot, version, versions) {
+                    pg_sys::simple_table_tuple_delete(rel, &raw mut (*slot).tts_tid, pg_sys::GetActiveSnapshot());
+                }
+                true
+            });
+        }
+    }
+}
+
+/// Whether a TRUNCATE of this version takes a row.
+unsafe fn is_older(
+    kept: &mut Option<Kept<'_>>,
+    slot: *mut pg_sys::TupleTableSlot,
     version: &Version,
     versions: &mut Versions,
-    mut each: impl FnMut(*mut pg_sys::TupleTableSlot, bool) -> bool,
-) {
+) -> bool {
+    // SAFETY: as the callers promise.
+    unsafe {
+        match kept {
+            None => truncates_row(version, versions.of_row(raw_xmin(slot), version)),
+            Some(kept) => truncates_row(version, kept.version(slot, version, versions).as_ref()),
+        }
+    }
+}
+
+impl Kept<'_> {
+    unsafe fn key(&self, slot: *mut pg_sys::TupleTableSlot) -> Vec<pg_sys::Datum> {
+        // SAFETY: as the callers promise: the slot holds a row with all its attributes.
+        unsafe {
+            pg_sys::slot_getsomeattrs_int(slot, (*(*slot).tts_tupleDescriptor).natts);
+            self.key.iter().map(|&attribute| *(*slot).tts_values.add(attribute as usize - 1)).collect()
+        }
+    }
+
+    /// The version of a row.
+    unsafe fn version(
+        &mut self,
+        slot: *mut pg_sys::TupleTableSlot,
+        version: &Version,
+        versions: &mut Versions,
+    ) -> Option<Version> {
+        // SAFETY: as the callers promise.
+        unsafe {
+            let (key, xmin) = (self.key(slot), raw_xmin(slot));
+            match self.keeper.true_version(&key, xmin, versions, version) {
+                Some(known) => known,
+                None => versions.of_row(xmin, version).cloned(),
+            }
+        }
+    }
+
+    unsafe fn remember(&mut self, slot: *mut pg_sys::TupleTableSlot, version: Option<Version>) {
+        // SAFETY: as the callers promise.
+        unsafe {
+            let key = self.key(slot);
+            let left: Vec<Amount> = self
+                .counters
+                .iter()
+                .map(|(counter, attribute)| {
+                    let index = *attribute as usize - 1;
+                    counter.amount(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
+                })
+                .collect();
+            if !is_nothing(&left) {
+                self.keeper.remember(&key, Standing::Gone, Some(&version.unwrap_or_else(oldest)), &left);
+            }
+        }
+    }
+}
+
+/// Shows every row until `each` has seen enough.
+unsafe fn each_row(rel: pg_sys::Relation, mut each: impl FnMut(*mut pg_sys::TupleTableSlot) -> bool) {
     // SAFETY: the relation is open and locked; a partitioned table has no rows of its own. The scan is ended, and the
     // snapshot given back, here or by the abort that an error leads to.
     unsafe {
@@ -173,8 +281,7 @@ unsafe fn each_row(
         let slot = pg_sys::table_slot_create(rel, std::ptr::null_mut());
         while pg_sys::heap_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             pgrx::check_for_interrupts!();
-            let is_older = truncates_row(version, versions.of_row(raw_xmin(slot), version));
-            if !each(slot, is_older) {
+            if !each(slot) {
                 break;
             }
         }

@@ -34,6 +34,11 @@ impl Values {
         Row { tuple, datums: &self.datums }
     }
 
+    /// An attribute's value by its index, and whether it is NULL.
+    pub(super) fn get(&self, attribute: usize) -> (pg_sys::Datum, bool) {
+        (self.datums[attribute], self.nulls[attribute])
+    }
+
     /// Takes a tuple apart. The values point into the tuple.
     ///
     /// # Safety

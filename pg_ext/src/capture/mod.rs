@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
+//! | `policy` | the same for tables with a policy: what is added to counters, and what is kept of it |
 //! | `truncated` | which partitioned tables a TRUNCATE names |
 //! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
 //! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
@@ -13,6 +14,7 @@
 mod buffer;
 mod encode;
 mod marks;
+mod policy;
 mod relation;
 mod replaced;
 mod settings;

@@ -15,7 +15,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::settings::Settings;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
-use crate::conflict::local::Local;
+use crate::conflict::local::{Kept, Local};
 use crate::errors::{Failure, Result};
 
 /// A column that travels.
@@ -174,15 +174,19 @@ impl Table {
         let key: Vec<u16> = key_attributes.iter().filter_map(place).map(|place| place as u16).collect();
         let root = root_of(relation);
         let ((schema, name), registers) = of_root(relation, root)?;
+        let policy = registers.as_ref().map(|registers| &registers.policy);
+        let counters = policy.map_or(&[][..], |policy| &policy.counters);
+        let is_counter = |column: &Column| counters.contains(&column.name);
+        let delta_columns =
+            (0..).zip(&columns).filter(|(_, column)| is_counter(column)).map(|(place, _)| place).collect();
         let entry = Entry::Relation(Descriptor {
             id: relation.rd_id.to_u32(),
             schema,
             name,
             columns,
             key: key.clone(),
-            // The one place where a table's policy will be looked up.
-            resolution: Resolution::LastUpdateWins,
-            delta_columns: Vec::new(),
+            resolution: policy.map_or(Resolution::LastUpdateWins, |policy| policy.resolution.clone()),
+            delta_columns,
         });
         let mut descriptor = Vec::new();
         append_entry(&entry, &mut descriptor);
@@ -199,6 +203,15 @@ impl Table {
             type_hashes,
             stale: Cell::new(false),
         })
+    }
+}
+
+impl Table {
+    /// What a table with a policy keeps beside its registers.
+    #[inline]
+    pub(super) fn kept(&self) -> Option<(&Local, &Kept)> {
+        let registers = self.registers.as_ref()?;
+        Some((registers, registers.kept.as_ref()?))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The version of the row that a change replaces, from the transaction that had written it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use duplex_protocol::entry::Replaced;
+use duplex_protocol::version::Timestamp;
 use pgrx::pg_sys;
 
 use super::transaction;
@@ -26,6 +27,20 @@ pub(super) unsafe fn version(tuple: pg_sys::HeapTuple) -> Replaced {
     let version = look_up(xmin);
     transaction::remember_version(xmin.into_inner(), version);
     version
+}
+
+/// A version that was written down: without a name it is this node's.
+pub(super) fn written(commit_ts: Timestamp, peer: Option<&str>) -> Replaced {
+    let origin = match peer.map(|peer| CString::new(node::origin_name(peer))) {
+        None => LOCAL,
+        // SAFETY: a catalog lookup inside a transaction; the name ends in NUL.
+        Some(Ok(name)) => match unsafe { pg_sys::replorigin_by_name(name.as_ptr(), true) } {
+            0 => return Replaced::Ancient,
+            origin => sender_of(u32::from(origin)),
+        },
+        Some(Err(_)) => return Replaced::Ancient,
+    };
+    if commit_ts == Timestamp::MIN { Replaced::Ancient } else { Replaced::Version { commit_ts, origin } }
 }
 
 fn look_up(xmin: pg_sys::TransactionId) -> Replaced {

@@ -12,7 +12,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::encode::{self, Scratch};
 use super::relation::{self, Table};
-use super::{replaced, transaction, truncated};
+use super::{policy, replaced, transaction, truncated};
 use crate::conflict::local::{self, Held, Row};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
@@ -82,7 +82,7 @@ unsafe fn trigger_data<'a>(call: pg_sys::FunctionCallInfo) -> Result<&'a pg_sys:
     }
 }
 
-fn misused() -> Failure {
+pub(super) fn misused() -> Failure {
     Failure::new(
         PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         "capture functions can only be called by the triggers that duplex.enable creates",
@@ -99,6 +99,10 @@ unsafe fn row(call: pg_sys::FunctionCallInfo) -> Result<()> {
         (data, &*data.tg_relation)
     };
     let table = relation::lookup(relation)?;
+    if let Some((registers, kept)) = table.kept() {
+        // SAFETY: as below.
+        return unsafe { policy::Capture { table: &table, relation, registers, kept }.row(data) };
+    }
     let mut scratch = SCRATCH.take();
     // SAFETY: the tuples are of the open relation, and there until the trigger returns; an UPDATE has both.
     unsafe {
@@ -217,7 +221,10 @@ unsafe fn update(
 }
 
 /// Remembers the unique values that a row held and holds no more.
-unsafe fn given_up(
+///
+/// # Safety
+/// Inside the transaction of the UPDATE; the rows are of the relation.
+pub(super) unsafe fn given_up(
     table: &Table,
     relation: &pg_sys::RelationData,
     (old, new): (Row<'_>, Row<'_>),
@@ -240,7 +247,7 @@ unsafe fn given_up(
 /// # Safety
 /// `tuple` is a valid heap tuple as it is in its table now.
 #[inline]
-unsafe fn is_superseded(tuple: pg_sys::HeapTuple) -> bool {
+pub(super) unsafe fn is_superseded(tuple: pg_sys::HeapTuple) -> bool {
     // SAFETY: as the caller promises.
     unsafe {
         let header = (*tuple).t_data;
@@ -278,7 +285,11 @@ unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
     match (data.tg_event & SHAPE, is_partition) {
         (pg_sys::TRIGGER_EVENT_BEFORE, _) => {
             truncated::announce((!is_partition).then_some(relation.rd_id));
-            Ok(())
+            if is_partition {
+                return Ok(());
+            }
+            // SAFETY: the TRUNCATE has locked the table and its partitions.
+            unsafe { policy::before_truncate(relation) }
         }
         // Its rows are among those of the whole table, which is captured.
         (pg_sys::TRIGGER_EVENT_AFTER, true) => truncated::check_partition(relation::root_of(relation)),

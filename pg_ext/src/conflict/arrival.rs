@@ -79,8 +79,9 @@ impl Arrival<'_> {
         judge(change, Standing::Row, version, truncated, self.version, self.origins)
     }
 
-    /// The change meets no row; `standing` and `version` are those of the key's tombstone, if there is one.
-    pub(crate) fn meets_none(
+    /// The change meets no row; `standing` and `version` are those of the key's tombstone, if there is one. Or it meets
+    /// one whose version is not its writer's.
+    pub(crate) fn meets(
         &self,
         change: Change,
         standing: Standing,

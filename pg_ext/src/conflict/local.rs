@@ -6,10 +6,12 @@ use pgrx::{IntoDatum as _, pg_sys};
 
 use crate::apply::table::list_cells;
 use crate::conflict::claim::Claims;
+use crate::conflict::counter::{Amount, Counter};
 use crate::conflict::index::{self, Values};
+use crate::conflict::policy::{Policy, no_column};
 use crate::conflict::registers::{Registers, identity_index};
 use crate::conflict::unique::topmost;
-use crate::conflict::{pending, truncates};
+use crate::conflict::{kept, pending, truncates};
 
 /// The registers as capture writes them.
 #[derive(Debug)]
@@ -18,6 +20,18 @@ pub(crate) struct Local {
     /// The key's attributes in the captured table, by their index, in the registers' order.
     key: Vec<usize>,
     uniques: Vec<Unique>,
+    /// How the table decides.
+    pub(crate) policy: Policy,
+    /// What a table with a policy keeps.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What a table with a policy keeps beside.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) registers: kept::Local,
+    /// The counters in the policy's order, each with its attribute in the captured table, by its index.
+    pub(crate) counters: Vec<(Counter, usize)>,
 }
 
 /// A unique index that is not the key's.
@@ -87,7 +101,8 @@ impl Local {
                 }
                 pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
             }
-            Ok(Some(Self { tombstones: registers.tombstones, key, uniques }))
+            let kept = registers.rows.map(|rows| Kept::load(&registers, rows, &here)).transpose()?;
+            Ok(Some(Self { tombstones: registers.tombstones, key, uniques, policy: registers.policy, kept }))
         }
     }
 
@@ -96,7 +111,8 @@ impl Local {
         !self.uniques.is_empty()
     }
 
-    fn key(&self, row: Row<'_>) -> Vec<pg_sys::Datum> {
+    /// The key of a row, in the registers' order.
+    pub(crate) fn key(&self, row: Row<'_>) -> Vec<pg_sys::Datum> {
         self.key.iter().map(|&attribute| row.datums[attribute]).collect()
     }
 
@@ -109,9 +125,35 @@ impl Local {
         // SAFETY: as the caller promises; `load` made sure that the register has the key's types.
         unsafe {
             pending::bury(self.tombstones, &key);
-            for unique in &self.uniques {
-                unique.release(relation, &key, row, None, held);
-            }
+            self.release(relation, &key, row, held);
+        }
+    }
+
+    /// The same in a table with a policy, which keeps what is left of the counters.
+    ///
+    /// # Safety
+    /// As [`Self::deleted`].
+    pub(crate) unsafe fn deleted_with(
+        &self,
+        kept: &Kept,
+        relation: pg_sys::Relation,
+        row: Row<'_>,
+        held: Held<'_>,
+        residual: &[Amount],
+    ) {
+        let key = self.key(row);
+        let none = pg_sys::Datum::from(0);
+        // SAFETY: as the caller promises. Without a version the tombstone has that of the transaction.
+        unsafe {
+            kept.registers.remember(&key, ([none; 2], [true; 2]), residual);
+            self.release(relation, &key, row, held);
+        }
+    }
+
+    unsafe fn release(&self, relation: pg_sys::Relation, key: &[pg_sys::Datum], row: Row<'_>, held: Held<'_>) {
+        for unique in &self.uniques {
+            // SAFETY: as the callers promise.
+            unsafe { unique.release(relation, key, row, None, held) };
         }
     }
 
@@ -142,6 +184,23 @@ impl Local {
             // SAFETY: as the caller promises.
             unsafe { unique.release(relation, &key, old, Some(new), held) };
         }
+    }
+}
+
+impl Kept {
+    unsafe fn load(
+        registers: &Registers,
+        rows: pg_sys::Oid,
+        here: &pgrx::PgTupleDesc<'_>,
+    ) -> crate::errors::Result<Self> {
+        let mut counters = Vec::new();
+        for name in &registers.policy.counters {
+            let place = here.iter().position(|a| !a.attisdropped && a.name() == name);
+            let attribute = place.and_then(|place| Some((place, here.get(place)?)));
+            let (place, attribute) = attribute.ok_or_else(|| no_column(name))?;
+            counters.push((Counter::new(name, attribute.atttypid, attribute.atttypmod)?, place));
+        }
+        Ok(Self { registers: kept::Local::new(registers.tombstones, rows, counters.len()), counters })
     }
 }
 
@@ -194,7 +253,7 @@ unsafe fn evaluated(
 
 impl Held<'_> {
     /// As a register stores it; `None` for what is older than any version, to which nothing gives way.
-    fn stored(self) -> Option<([pg_sys::Datum; 2], [bool; 2])> {
+    pub(crate) fn stored(self) -> Option<([pg_sys::Datum; 2], [bool; 2])> {
         let none = pg_sys::Datum::from(0);
         match self.replaced {
             Replaced::Nothing | Replaced::Ancient => None,

@@ -11,6 +11,9 @@
 //! | `batch` | rows of a register that are written many at a time |
 //! | `tombstone` | keys that are gone or hidden |
 //! | `claim` | unique values that were given up, or claimed in vain |
+//! | `policy` | how a table decides, here and on a peer |
+//! | `counter` | delta columns as exact numbers |
+//! | `kept` | what is kept of keys in a table with a policy: residuals, true versions |
 //! | `truncates` | the newest TRUNCATE of each table |
 //! | `arrival` | a change that arrives: what it meets under its key |
 //! | `unique` | second unique keys: which rows give way |
@@ -23,10 +26,13 @@
 pub(crate) mod arrival;
 pub(crate) mod batch;
 pub(crate) mod claim;
+pub(crate) mod counter;
 pub(crate) mod history;
 pub(crate) mod index;
+pub(crate) mod kept;
 pub(crate) mod local;
 pub(crate) mod pending;
+pub(crate) mod policy;
 pub(crate) mod register;
 pub(crate) mod registers;
 pub(crate) mod tombstone;

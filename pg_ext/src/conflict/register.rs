@@ -285,6 +285,43 @@ impl Register {
         }
     }
 
+    /// Waits until nobody else is writing a row with these values, or taking one out.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn settle(&self, values: &[pg_sys::Datum]) {
+        // SAFETY: as the caller promises; everything is given back below, or by the abort that an error leads to.
+        unsafe {
+            loop {
+                let mut snapshot =
+                    pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
+                let mut keys = self.keys.clone();
+                for (key, value) in keys.iter_mut().zip(values) {
+                    key.sk_argument = *value;
+                }
+                let scan = begin_scan(self.heap, self.index, &raw mut snapshot, keys.len());
+                pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, ptr::null_mut(), 0);
+                let slot = self.slot;
+                let mut writer = pg_sys::TransactionId::INVALID;
+                while writer == pg_sys::TransactionId::INVALID
+                    && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
+                {
+                    writer =
+                        if snapshot.xmin == pg_sys::TransactionId::INVALID { snapshot.xmax } else { snapshot.xmin };
+                }
+                pg_sys::index_endscan(scan);
+                let clear = (*(*slot).tts_ops).clear.expect("a slot can be cleared");
+                guarded(|| clear(slot));
+                if writer == pg_sys::TransactionId::INVALID {
+                    return;
+                }
+                let none = ptr::null_mut();
+                pg_sys::XactLockTableWait(writer, none, none.cast(), pg_sys::XLTW_Oper::XLTW_None);
+                pgrx::check_for_interrupts!();
+            }
+        }
+    }
+
     /// Whether two values of the index's columns from `first` on are equal by the index's own operators.
     ///
     /// # Safety

@@ -3,8 +3,9 @@
 
 use std::ffi::CStr;
 
-use pgrx::{PgSqlErrorCode, pg_extern, pg_sys};
+use pgrx::{FromDatum as _, PgSqlErrorCode, pg_extern, pg_sys};
 
+use crate::conflict::policy::Policy;
 use crate::conflict::register::Register;
 use crate::conflict::version::Stamp;
 use crate::errors::{Failure, OrRaise as _, Result};
@@ -20,6 +21,10 @@ pub(crate) struct Registers {
     pub(crate) claims: Vec<(pg_sys::Oid, pg_sys::Oid)>,
     /// The newest TRUNCATE.
     pub(crate) truncated: Option<Stamp>,
+    /// How the table decides.
+    pub(crate) policy: Policy,
+    /// In a table with a policy, the register of true versions of rows.
+    pub(crate) rows: Option<pg_sys::Oid>,
 }
 
 impl Registers {
@@ -33,11 +38,15 @@ impl Registers {
     pub(crate) unsafe fn load(relation: pg_sys::Relation) -> Result<Option<Self>> {
         // SAFETY: as the caller promises.
         let (oid, key) = unsafe { ((*relation).rd_id, key(relation)) };
-        let mut this = Self { tombstones: pg_sys::InvalidOid, key, claims: Vec::new(), truncated: None };
+        let policy = Policy::load(oid);
+        let mut this =
+            Self { tombstones: pg_sys::InvalidOid, key, claims: Vec::new(), truncated: None, policy, rows: None };
         each_row(c"registers", oid, |row| {
             let (of_index, register) = (row.oid(1), row.oid(2));
             if of_index == pg_sys::InvalidOid {
                 this.tombstones = register;
+            } else if of_index == oid {
+                this.rows = Some(register);
             } else {
                 this.claims.push((of_index, register));
             }
@@ -61,7 +70,7 @@ impl Registers {
             let of = |&attribute: &i16| pg_sys::getBaseType(pg_sys::get_atttype((*relation).rd_id, attribute));
             self.key.iter().map(of).eq(types)
         };
-        if fits {
+        if fits && self.rows.is_some() != self.policy.is_default() {
             return Ok(());
         }
         // SAFETY: the relation is open; its name is NUL-terminated.
@@ -69,7 +78,7 @@ impl Registers {
             unsafe { CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned() };
         Err(Failure::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("the registers of table \"{name}\" do not fit its key"),
+            format!("the registers of table \"{name}\" do not fit its key and its policy"),
         )
         .hint("Call duplex.fit_registers for it."))
     }
@@ -127,6 +136,26 @@ pub(crate) struct Row<'t> {
 impl Row<'_> {
     fn oid(&self, column: usize) -> pg_sys::Oid {
         pg_sys::Oid::from(self.values[column].value() as u32)
+    }
+
+    /// A text.
+    pub(crate) fn text(&self, column: usize) -> String {
+        // SAFETY: the column is one of texts.
+        unsafe { String::from_datum(self.values[column], self.nulls[column]).unwrap_or_default() }
+    }
+
+    /// A list of names.
+    pub(crate) fn names(&self, column: usize) -> Vec<String> {
+        // SAFETY: the column is an array of names, which are of fixed length and end in NUL.
+        unsafe {
+            let array = pg_sys::pg_detoast_datum(self.values[column].cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+            let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+            let (of, length) = (pg_sys::NAMEOID, pg_sys::NAMEDATALEN.cast_signed());
+            let align = pg_sys::TYPALIGN_CHAR.cast_signed();
+            pg_sys::deconstruct_array(array, of, length, false, align, &mut elements, &mut nulls, &mut count);
+            let name = |n: usize| CStr::from_ptr((*elements.add(n)).cast_mut_ptr()).to_string_lossy().into_owned();
+            (0..count as usize).map(name).collect()
+        }
     }
 
     /// Version columns: commit_ts, and origin after it.

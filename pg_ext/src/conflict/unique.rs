@@ -11,8 +11,10 @@ use pgrx::pg_sys;
 use crate::apply::table::Leaf;
 use crate::conflict::arrival::Arrival;
 use crate::conflict::claim::Claims;
+use crate::conflict::counter::Counter;
 use crate::conflict::history::{Image, image};
 use crate::conflict::index::{self, Values};
+use crate::conflict::kept::{self, Keeper};
 use crate::conflict::register::raw_xmin;
 use crate::conflict::registers::Registers;
 use crate::conflict::tombstone::Tombstones;
@@ -44,6 +46,47 @@ pub(crate) struct Met {
     pub(crate) version: Option<Version>,
     /// The row that came is not shown.
     pub(crate) hidden: bool,
+}
+
+/// Where it is remembered that a row was hidden.
+pub(crate) enum Hiding<'t> {
+    /// Among the tombstones.
+    Plain(&'t mut Tombstones),
+    /// In a table with a policy, with what its counters hold.
+    Kept(&'t mut Keeper, &'t [(Counter, u16)]),
+}
+
+impl Hiding<'_> {
+    /// The version of the row in `leaf.other`.
+    unsafe fn version(&mut self, leaf: &Leaf, arrival: &mut Arrival<'_>) -> Option<Version> {
+        let Arrival { version, versions, .. } = arrival;
+        // SAFETY: the row is locked.
+        unsafe {
+            let xmin = raw_xmin(leaf.other);
+            if let Self::Kept(keeper, _) = self
+                && let Some(known) = keeper.true_version(&leaf.key_of(leaf.other), xmin, versions, version)
+            {
+                return known;
+            }
+            versions.of_row(xmin, version).cloned()
+        }
+    }
+
+    /// Remembers the row in `leaf.other`.
+    unsafe fn hidden(&mut self, leaf: &Leaf, key: &[pg_sys::Datum], version: &Version) -> Result<()> {
+        // SAFETY: the row is locked.
+        unsafe {
+            match self {
+                Self::Plain(tombstones) => return tombstones.write(key, Standing::Hidden, Some(version)),
+                Self::Kept(keeper, counters) => {
+                    let residual = leaf.amounts(counters, leaf.other);
+                    keeper.remember(key, Standing::Hidden, Some(version), &residual);
+                    keeper.forget(key);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Unique {
@@ -170,7 +213,7 @@ impl Claimant<'_> {
         leaf: &mut Leaf,
         values: &[Option<Values>],
         own: Option<pg_sys::ItemPointerData>,
-        tombstones: &mut Tombstones,
+        mut registers: Hiding<'_>,
         arrival: &mut Arrival<'_>,
         met: &mut Met,
     ) -> Result<()> {
@@ -183,7 +226,7 @@ impl Claimant<'_> {
                 let table = (*leaf.info).ri_RelationDesc;
                 while index::lock_holder(table, index, values, own, &staying, leaf.other) {
                     let place = (*leaf.other).tts_tid;
-                    let held = arrival.versions.of_row(raw_xmin(leaf.other), arrival.version).cloned();
+                    let held = registers.version(leaf, arrival);
                     let is_own_transaction = held.as_ref() == Some(arrival.version);
                     if !is_own_transaction {
                         met.others += 1;
@@ -191,7 +234,7 @@ impl Claimant<'_> {
                         met.version = met.version.take().max(held.clone());
                     }
                     if unique::yields(held.as_ref(), arrival.version) {
-                        self.hide(leaf, held.as_ref(), tombstones, arrival)?;
+                        self.hide(leaf, held.as_ref(), &mut registers, arrival)?;
                     } else {
                         staying.push(place);
                         // One transaction may pass through a state like this under a deferrable constraint.
@@ -208,7 +251,7 @@ impl Claimant<'_> {
         &self,
         leaf: &mut Leaf,
         version: Option<&Version>,
-        tombstones: &mut Tombstones,
+        registers: &mut Hiding<'_>,
         arrival: &mut Arrival<'_>,
     ) -> Result<()> {
         // SAFETY: the row is locked; its slot keeps it while it is being removed.
@@ -223,11 +266,11 @@ impl Claimant<'_> {
                 Some(version) => version,
                 None => {
                     // A tombstone without a version would have that of this transaction.
-                    oldest = Version { commit_ts: i64::MIN, origin: String::new() };
+                    oldest = kept::oldest();
                     &oldest
                 }
             };
-            tombstones.write(&key, Standing::Hidden, Some(version))?;
+            registers.hidden(leaf, &key, version)?;
             leaf.remove(slot, self.estate);
         }
         Ok(())

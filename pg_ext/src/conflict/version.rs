@@ -24,6 +24,11 @@ impl Versions {
         Self { own, origins: HashMap::new(), last: None }
     }
 
+    /// Whether a version is of this node.
+    pub(crate) fn is_own(&self, version: &Version) -> bool {
+        version.origin == self.own
+    }
+
     /// A new transaction begins: forgets what may have changed since.
     pub(crate) fn begin(&mut self) {
         self.last = None;
@@ -93,6 +98,11 @@ impl Stamp {
         // SAFETY: as the caller promises.
         let origin = origin.and_then(|origin| unsafe { String::from_datum(origin, false) });
         Self { xmin, written: commit_ts.map(|commit_ts| (commit_ts.value() as Timestamp, origin)) }
+    }
+
+    /// What is written down: when, and on which node if it was another.
+    pub(crate) fn written(&self) -> Option<(Timestamp, Option<&str>)> {
+        self.written.as_ref().map(|(commit_ts, origin)| (*commit_ts, origin.as_deref()))
     }
 
     /// The version; `None` is older than any.

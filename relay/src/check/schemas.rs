@@ -86,14 +86,19 @@ fn shown(table: &Relation) -> String {
             "type_modifier": column.type_modifier,
         })
     });
-    let key: Vec<_> = table
-        .key
-        .iter()
-        .filter_map(|&index| table.columns.get(usize::from(index)))
-        .map(|column| &column.name)
-        .collect();
-    json!({ "schema": table.schema, "name": table.name, "columns": columns.collect::<Vec<_>>(), "key": key })
-        .to_string()
+    let names = |indexes: &[u16]| -> Vec<String> {
+        let columns = indexes.iter().filter_map(|&index| table.columns.get(usize::from(index)));
+        columns.map(|column| column.name.clone()).collect()
+    };
+    json!({
+        "schema": table.schema,
+        "name": table.name,
+        "columns": columns.collect::<Vec<_>>(),
+        "key": names(&table.key),
+        "resolution": table.resolution.name(),
+        "delta_columns": names(&table.delta_columns),
+    })
+    .to_string()
 }
 
 /// The tables that the newest records of a peer's stream describe, and how many records were looked at.

@@ -1,0 +1,375 @@
+//! Capture of tables with a policy: what a change adds to counters travels with it, what is left of them is remembered,
+//! and the version of the row that it replaced may be another than that of the tuple's writer.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use duplex_protocol::encode::RowWriter;
+use duplex_protocol::entry::{Contribution, PutKind, Replaced};
+use duplex_protocol::rules::counters;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
+use pgrx::{AnyNumeric, PgSqlErrorCode, pg_sys};
+
+use super::encode::{self, Scratch, Values};
+use super::relation::{self, Table};
+use super::trigger::{given_up, is_superseded, misused};
+use super::{replaced, transaction};
+use crate::conflict::counter::{Added, Amount, is_nothing};
+use crate::conflict::kept::{self, oldest};
+use crate::conflict::local::{Held, Kept, Local};
+use crate::conflict::register::{begin_scan, scan_keys};
+use crate::conflict::registers::identity_index;
+use crate::conflict::version::stored;
+use crate::errors::{Failure, Result};
+
+/// What a contribution takes in the buffer beside its digits.
+const CONTRIBUTION_BYTES: usize = 16;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// A table with a policy whose change is captured.
+pub(super) struct Capture<'t> {
+    pub(super) table: &'t Rc<Table>,
+    pub(super) relation: &'t pg_sys::RelationData,
+    pub(super) registers: &'t Local,
+    pub(super) kept: &'t Kept,
+}
+
+impl Capture<'_> {
+    /// Captures what a row trigger is called for.
+    ///
+    /// # Safety
+    /// The data is that of an AFTER ROW trigger on the relation, which is open.
+    pub(super) unsafe fn row(&self, data: &pg_sys::TriggerData) -> Result<()> {
+        let mut scratch = SCRATCH.take();
+        // SAFETY: as the caller promises; an UPDATE has both tuples.
+        unsafe {
+            match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+                pg_sys::TRIGGER_EVENT_INSERT => self.insert(data.tg_trigtuple, &mut scratch)?,
+                pg_sys::TRIGGER_EVENT_DELETE => self.delete(data.tg_trigtuple, &mut scratch)?,
+                pg_sys::TRIGGER_EVENT_UPDATE => self.update(data.tg_trigtuple, data.tg_newtuple, &mut scratch)?,
+                _ => return Err(misused()),
+            }
+        }
+        SCRATCH.set(scratch);
+        Ok(())
+    }
+
+    unsafe fn insert(&self, tuple: pg_sys::HeapTuple, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { new, row, .. } = scratch;
+        // SAFETY: as the caller promises.
+        unsafe {
+            new.deform(tuple, self.relation.rd_att, self.table.attributes);
+            let added = self.inserted(tuple, new)?;
+            if is_superseded(tuple) {
+                return self.late(tuple, new, &added);
+            }
+            encode::row(self.table, new, row)?;
+            let texts = self.texts(&added)?;
+            let contributions = contributions(&texts);
+            let bytes = encode::size(row, &[])? + size(&texts);
+            transaction::add(self.table, Replaced::Nothing, bytes, |out| {
+                let (kind, replaced) = (PutKind::Insert, Replaced::Nothing);
+                let writer = RowWriter::put(out, self.table.oid, kind, replaced, &[], &contributions, row.len());
+                encode::write(row, writer);
+            })
+        }
+    }
+
+    unsafe fn delete(&self, tuple: pg_sys::HeapTuple, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { old, old_key, .. } = scratch;
+        // SAFETY: as the caller promises.
+        unsafe {
+            old.deform(tuple, self.relation.rd_att, self.table.attributes);
+            encode::key(self.table, old, old_key)?;
+            let replaced = self.replaced(tuple, old);
+            let texts = self.texts(&self.deleted(old))?;
+            let contributions = contributions(&texts);
+            transaction::add(self.table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
+                encode::write(old_key, RowWriter::delete(out, self.table.oid, replaced, &contributions, old_key.len()));
+            })?;
+            self.gone(tuple, old, replaced);
+        }
+        Ok(())
+    }
+
+    unsafe fn update(
+        &self,
+        old_tuple: pg_sys::HeapTuple,
+        new_tuple: pg_sys::HeapTuple,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch { new, old, row, old_key, changed } = scratch;
+        let (table, oid) = (self.table, self.table.oid);
+        // SAFETY: as the caller promises.
+        unsafe {
+            old.deform(old_tuple, self.relation.rd_att, table.attributes);
+            new.deform(new_tuple, self.relation.rd_att, table.attributes);
+            let key_changed = encode::compare(table, old, new, changed);
+            let replaced = self.replaced(old_tuple, old);
+            let superseded = is_superseded(new_tuple);
+            if key_changed {
+                encode::key(table, old, old_key)?;
+                let texts = self.texts(&self.deleted(old))?;
+                let contributions = contributions(&texts);
+                transaction::add(table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
+                    encode::write(old_key, RowWriter::delete(out, oid, replaced, &contributions, old_key.len()));
+                })?;
+                self.gone(old_tuple, old, replaced);
+            }
+            let added = if key_changed { self.inserted(new_tuple, new)? } else { self.updated(old, new, changed)? };
+            if superseded {
+                self.late(new_tuple, new, &added)?;
+            } else {
+                encode::row(table, new, row)?;
+                let texts = self.texts(&added)?;
+                let contributions = contributions(&texts);
+                let (kind, replaced, changed) = match key_changed {
+                    true => (PutKind::Insert, Replaced::Nothing, &[][..]),
+                    false => (PutKind::Update, replaced, &changed[..]),
+                };
+                transaction::add(table, replaced, encode::size(row, changed)? + size(&texts), |out| {
+                    let writer = RowWriter::put(out, oid, kind, replaced, changed, &contributions, row.len());
+                    encode::write(row, writer);
+                })?;
+            }
+            if !key_changed {
+                let rows = (old.row(old_tuple), new.row(new_tuple));
+                given_up(table, self.relation, rows, changed, replaced);
+            }
+        }
+        Ok(())
+    }
+
+    /// The version of the row that is replaced.
+    unsafe fn replaced(&self, tuple: pg_sys::HeapTuple, old: &Values) -> Replaced {
+        // SAFETY: as the callers promise: a tuple from a table holds the heap's fields.
+        unsafe {
+            let xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+            let stamp = self.kept.registers.replaced(&self.registers.key(old.row(tuple)), xmin);
+            match stamp.as_ref().and_then(|stamp| stamp.written()) {
+                Some((commit_ts, peer)) => replaced::written(commit_ts, peer),
+                None => replaced::version(tuple),
+            }
+        }
+    }
+
+    fn amounts<'v>(&'v self, values: &'v Values) -> impl Iterator<Item = Amount> + 'v {
+        // SAFETY: the values are of a tuple of this table.
+        self.kept.counters.iter().map(|(counter, attribute)| unsafe {
+            let (value, is_null) = values.get(*attribute);
+            counter.amount(value, is_null)
+        })
+    }
+
+    /// What an INSERT adds: it counts from what is left under its key.
+    unsafe fn inserted(&self, tuple: pg_sys::HeapTuple, new: &Values) -> Result<Added> {
+        // SAFETY: as the callers promise.
+        let residual = unsafe { self.kept.registers.residual(&self.registers.key(new.row(tuple))) };
+        let added =
+            self.amounts(new).zip(residual).zip(&self.kept.counters).map(|((value, residual), (counter, _))| {
+                let value = value.ok_or_else(|| is_null(&counter.name))?;
+                Ok(Some(counters::inserted(value, residual)))
+            });
+        Ok(Added(added.collect::<Result<_>>()?))
+    }
+
+    /// What an UPDATE adds.
+    fn updated(&self, old: &Values, new: &Values, changed: &[u8]) -> Result<Added> {
+        let amounts = self.amounts(old).zip(self.amounts(new));
+        let added = amounts.zip(&self.kept.counters).map(|((old, new), (counter, attribute))| {
+            if !self.is_changed(*attribute, changed) {
+                return Ok(None);
+            }
+            let new = new.ok_or_else(|| is_null(&counter.name))?;
+            Ok(Some(counters::updated(new, old.unwrap_or_else(|| AnyNumeric::from(0)))))
+        });
+        Ok(Added(added.collect::<Result<_>>()?))
+    }
+
+    fn is_changed(&self, attribute: usize, changed: &[u8]) -> bool {
+        let place = self.table.columns.iter().position(|column| column.attribute == attribute);
+        place.is_some_and(|place| changed[place / 8] >> (place % 8) & 1 == 1)
+    }
+
+    /// What a DELETE takes.
+    fn deleted(&self, old: &Values) -> Added {
+        Added(self.amounts(old).map(|amount| amount.map(counters::deleted)).collect())
+    }
+
+    /// The contributions as texts, by the columns of the descriptor.
+    fn texts(&self, added: &Added) -> Result<Vec<(u16, String)>> {
+        let counters: Vec<_> = self.kept.counters.iter().map(|(counter, _)| counter.clone()).collect();
+        let place = |(number, text): (usize, String)| {
+            let attribute = self.kept.counters[number].1;
+            let place = self.table.columns.iter().position(|column| column.attribute == attribute)?;
+            Some((place as u16, text))
+        };
+        Ok(added.texts(&counters)?.into_iter().filter_map(place).collect())
+    }
+
+    /// Remembers a key that is gone. What this node saw is taken away, so nothing is left.
+    unsafe fn gone(&self, tuple: pg_sys::HeapTuple, old: &Values, replaced: Replaced) {
+        let origin = if self.registers.has_uniques() { transaction::origin_name(replaced) } else { None };
+        let held = Held { replaced, origin: origin.as_deref() };
+        let left: Vec<Amount> = self.amounts(old).map(|amount| amount.map(|_| AnyNumeric::from(0))).collect();
+        let relation = std::ptr::from_ref(self.relation).cast_mut();
+        // SAFETY: as the callers promise.
+        unsafe { self.registers.deleted_with(self.kept, relation, old.row(tuple), held, &left) };
+    }
+
+    /// What a row adds that was written once more before its trigger fired: that write was captured already, counting
+    /// from this one, and nothing but the addition may come after it.
+    #[cold]
+    unsafe fn late(&self, tuple: pg_sys::HeapTuple, written: &Values, added: &Added) -> Result<()> {
+        let texts = self.texts(added)?;
+        if texts.is_empty() {
+            return Ok(());
+        }
+        let contributions = contributions(&texts);
+        let (oid, replaced) = (self.table.oid, Replaced::SameTransaction);
+        let mut pieces = Vec::new();
+        // SAFETY: as the callers promise; the slot is dropped once its row is in the buffer.
+        unsafe {
+            let slot = pg_sys::table_slot_create(std::ptr::from_ref(self.relation).cast_mut(), std::ptr::null_mut());
+            let is_there = self.find(&self.registers.key(written.row(tuple)), slot);
+            if is_there {
+                let mut values = Values::default();
+                let now = pg_sys::ExecFetchSlotHeapTuple(slot, true, std::ptr::null_mut());
+                values.deform(now, self.relation.rd_att, self.table.attributes);
+                encode::row(self.table, &values, &mut pieces)?;
+                let changed = vec![0; self.table.columns.len().div_ceil(8)];
+                transaction::add(self.table, replaced, encode::size(&pieces, &changed)? + size(&texts), |out| {
+                    let kind = PutKind::Update;
+                    let writer = RowWriter::put(out, oid, kind, replaced, &changed, &contributions, pieces.len());
+                    encode::write(&pieces, writer);
+                })?;
+            } else {
+                encode::key(self.table, written, &mut pieces)?;
+                transaction::add(self.table, replaced, encode::size(&pieces, &[])? + size(&texts), |out| {
+                    encode::write(&pieces, RowWriter::delete(out, oid, replaced, &contributions, pieces.len()));
+                })?;
+            }
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+        }
+        Ok(())
+    }
+
+    /// Finds the row that is under a key now.
+    unsafe fn find(&self, key: &[pg_sys::Datum], slot: *mut pg_sys::TupleTableSlot) -> bool {
+        let relation = std::ptr::from_ref(self.relation).cast_mut();
+        // SAFETY: the relation is open and has an index that identifies its rows; what is opened is closed.
+        unsafe {
+            let mut snapshot =
+                pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+            let index = pg_sys::index_open(identity_index(relation), pg_sys::AccessShareLock.cast_signed());
+            let mut keys = scan_keys(index, key, &[]);
+            let scan = begin_scan(relation, index, &raw mut snapshot, keys.len());
+            pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, std::ptr::null_mut(), 0);
+            let is_there = pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
+            if is_there {
+                let materialize = (*(*slot).tts_ops).materialize.expect("a slot can be materialized");
+                guarded(|| materialize(slot));
+            }
+            pg_sys::index_endscan(scan);
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+            is_there
+        }
+    }
+
+    /// Remembers every row that a TRUNCATE is about to take, at its own version, with what its counters hold: the
+    /// TRUNCATE takes nothing away from them.
+    unsafe fn keep_all(&self) -> Result<()> {
+        let relation = std::ptr::from_ref(self.relation).cast_mut();
+        let mut values = Values::default();
+        // SAFETY: the table is locked by the TRUNCATE. The scan is ended and the snapshot given back, here or by the
+        // abort that an error leads to.
+        unsafe {
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+            let none = std::ptr::null_mut();
+            let scan = pg_sys::heap_beginscan(relation, snapshot, 0, std::ptr::null_mut(), none, flags);
+            loop {
+                pgrx::check_for_interrupts!();
+                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if tuple.is_null() {
+                    break;
+                }
+                values.deform(tuple, self.relation.rd_att, self.table.attributes);
+                let replaced = self.replaced(tuple, &values);
+                let residual: Vec<Amount> = self.amounts(&values).collect();
+                if is_nothing(&residual) {
+                    continue;
+                }
+                let origin = transaction::origin_name(replaced);
+                let held = Held { replaced, origin: origin.as_deref() }.stored();
+                let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
+                self.kept.registers.remember(&self.registers.key(values.row(tuple)), version, &residual);
+            }
+            pg_sys::heap_endscan(scan);
+            pg_sys::UnregisterSnapshot(snapshot);
+        }
+        Ok(())
+    }
+}
+
+/// A TRUNCATE is about to empty a table, with its partitions.
+///
+/// # Safety
+/// The relation is open, and locked with all its partitions.
+pub(super) unsafe fn before_truncate(relation: &pg_sys::RelationData) -> Result<()> {
+    // SAFETY: as the caller promises; each member is open while it is looked at.
+    unsafe {
+        for oid in members(relation.rd_id) {
+            let member = pg_sys::table_open(oid, pg_sys::NoLock.cast_signed());
+            if (*(*member).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION {
+                let table = relation::lookup(&*member)?;
+                if let Some((registers, kept)) = table.kept() {
+                    Capture { table: &table, relation: &*member, registers, kept }.keep_all()?;
+                }
+            }
+            pg_sys::table_close(member, pg_sys::NoLock.cast_signed());
+        }
+    }
+    Ok(())
+}
+
+unsafe extern "C-unwind" {
+    // Not among the bindings.
+    fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lockmode: pg_sys::LOCKMODE,
+        numparents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
+}
+
+/// A table and its partitions, or the table alone: those who inherit otherwise are tables of their own.
+unsafe fn members(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: as the caller promises. The guard turns an ERROR into a panic, and nothing in it has a destructor.
+    unsafe {
+        if pg_sys::get_rel_relkind(oid) as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            return vec![oid];
+        }
+        let lock = pg_sys::AccessShareLock.cast_signed();
+        let list = guarded(|| find_all_inheritors(oid, lock, std::ptr::null_mut()));
+        relation::oids(list).collect()
+    }
+}
+
+fn contributions(texts: &[(u16, String)]) -> Vec<Contribution<'_>> {
+    texts.iter().map(|(column, amount)| Contribution { column: *column, amount }).collect()
+}
+
+fn size(texts: &[(u16, String)]) -> usize {
+    texts.iter().map(|(_, text)| text.len() + CONTRIBUTION_BYTES).sum()
+}
+
+fn is_null(name: &str) -> Failure {
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+        format!("delta column \"{name}\" cannot be set to NULL: what is added to it has to be a number"),
+    )
+    .hint("Write 0, or give the column a default of 0.")
+}

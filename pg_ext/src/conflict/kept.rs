@@ -1,0 +1,326 @@
+//! What is kept of keys in a table with a policy, beside what every table has: in a tombstone the residual of its
+//! counters, and for a row that a change rewrote though it lost, the version that the row really has.
+//!
+//! The register of rows has at most one entry a key. It is valid only for the tuple of its own transaction: whoever
+//! writes the row anew, wins, and does not look here, makes it void by that.
+
+use duplex_protocol::rules::key::{Standing, truncates};
+use duplex_protocol::version::Version;
+use pgrx::{AnyNumeric, FromDatum as _, IntoDatum as _, pg_sys};
+
+use crate::conflict::counter::{Amount, is_nothing};
+use crate::conflict::register::{Entry, Register, Sight};
+use crate::conflict::version::{Stamp, Versions, stored};
+
+const GONE: u8 = b'g';
+const HIDDEN: u8 = b'h';
+
+/// What is remembered of a key that has no row.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    pub(crate) standing: Standing,
+    pub(crate) version: Option<Version>,
+    /// Each counter's, in the policy's order.
+    pub(crate) residual: Vec<Amount>,
+}
+
+/// The two registers of a table with a policy, opened when they are first used.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    tombstones: pg_sys::Oid,
+    rows: pg_sys::Oid,
+    counters: usize,
+    open: Option<(Register, Register)>,
+}
+
+/// A version as a register stores it: commit_ts and origin, and which of them are NULL.
+pub(crate) type Written = ([pg_sys::Datum; 2], [bool; 2]);
+
+/// The version of what is older than any, where it has to be written down.
+pub(crate) fn oldest() -> Version {
+    Version { commit_ts: i64::MIN, origin: String::new() }
+}
+
+impl Keeper {
+    /// Of a table whose policy has so many counters.
+    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, counters: usize) -> Self {
+        Self { tombstones, rows, counters, open: None }
+    }
+
+    unsafe fn open(&mut self) -> &(Register, Register) {
+        let (tombstones, rows) = (self.tombstones, self.rows);
+        // SAFETY: as the callers promise.
+        self.open.get_or_insert_with(|| unsafe { (Register::open(tombstones), Register::open(rows)) })
+    }
+
+    /// Gives the registers back.
+    ///
+    /// # Safety
+    /// Only after everything went well: an abort does it by itself.
+    pub(crate) unsafe fn close(self) {
+        if let Some((tombstones, rows)) = self.open {
+            // SAFETY: opened by this in the same transaction.
+            unsafe {
+                tombstones.close();
+                rows.close();
+            }
+        }
+    }
+
+    /// What is remembered of a key.
+    ///
+    /// # Safety
+    /// Inside a transaction, the replicated table is locked; the values are those of the key, in the register's order.
+    pub(crate) unsafe fn find(
+        &mut self,
+        key: &[pg_sys::Datum],
+        truncated: Option<&Version>,
+        versions: &mut Versions,
+        incoming: &Version,
+    ) -> Remembered {
+        let counters = self.counters;
+        let mut newest: Option<Remembered> = None;
+        // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts, origin and residual.
+        unsafe {
+            let (register, _) = self.open();
+            register.find(key, &[], Sight::Latest, |entry| {
+                let kind = entry.value(key.len()).map_or(GONE, |kind| kind.value() as u8);
+                let version = stamp(entry, key.len() + 1).version(versions, incoming);
+                let standing = if kind == HIDDEN { Standing::Hidden } else { Standing::Gone };
+                if newest.as_ref().is_none_or(|newest| version >= newest.version) {
+                    newest = Some(Remembered { standing, version, residual: residual(entry, key.len() + 3, counters) });
+                }
+            });
+        }
+        let Some(mut found) = newest else {
+            return Remembered { standing: Standing::Unknown, version: None, residual: vec![None; counters] };
+        };
+        // A hidden row that a TRUNCATE would have taken is gone.
+        if truncated.is_some_and(|truncated| truncates(truncated, found.version.as_ref())) {
+            found.standing = Standing::Gone;
+        }
+        found
+    }
+
+    /// Remembers a key that has no row, in place of what was remembered of it. Without a version it has that of the
+    /// transaction.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn remember(
+        &mut self,
+        key: &[pg_sys::Datum],
+        standing: Standing,
+        version: Option<&Version>,
+        residual: &[Amount],
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            remember(&self.open().0, key, standing, stored(version), residual);
+            pg_sys::UpdateActiveSnapshotCommandId();
+        }
+    }
+
+    /// The version of a row that the transaction `xmin` wrote, if it is not that transaction's.
+    ///
+    /// # Safety
+    /// As [`Self::find`]; the row is locked.
+    pub(crate) unsafe fn true_version(
+        &mut self,
+        key: &[pg_sys::Datum],
+        xmin: pg_sys::TransactionId,
+        versions: &mut Versions,
+        incoming: &Version,
+    ) -> Option<Option<Version>> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if Register::is_empty(self.rows) {
+                return None;
+            }
+            let found = valid(&self.open().1, key, xmin, Sight::Latest)?;
+            Some(found.version(versions, incoming))
+        }
+    }
+
+    /// Writes down which version a row really has that this transaction has written.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn note(&mut self, key: &[pg_sys::Datum], version: &Version, versions: &Versions) {
+        // SAFETY: as the caller promises; the columns after the key's are commit_ts and origin.
+        unsafe {
+            let (_, register) = self.open();
+            remove_all(register, key);
+            let ([commit_ts, origin], mut no) = stored(Some(version));
+            no[1] = versions.is_own(version);
+            let mut values = [key, &[commit_ts, origin]].concat();
+            let mut nulls = vec![false; key.len()];
+            nulls.extend(no);
+            register.insert(&mut values, &mut nulls);
+            pg_sys::CommandCounterIncrement();
+            pg_sys::UpdateActiveSnapshotCommandId();
+        }
+    }
+
+    /// The row has the version of the transaction that wrote it.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn forget(&mut self, key: &[pg_sys::Datum]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if !Register::is_empty(self.rows) && remove_all(&self.open().1, key) {
+                pg_sys::CommandCounterIncrement();
+                pg_sys::UpdateActiveSnapshotCommandId();
+            }
+        }
+    }
+}
+
+/// What local changes keep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Local {
+    tombstones: pg_sys::Oid,
+    rows: pg_sys::Oid,
+    counters: usize,
+}
+
+impl Local {
+    /// Of a table whose policy has so many counters.
+    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, counters: usize) -> Self {
+        Self { tombstones, rows, counters }
+    }
+
+    /// The residual of a key that a row was just inserted under. Waits for whoever is writing one there: a peer's
+    /// addition that is being applied looks again for a row once it has left its residual, so one of the two sees the
+    /// other.
+    ///
+    /// # Safety
+    /// Inside a transaction; the values are those of the key, in the register's order.
+    pub(crate) unsafe fn residual(self, key: &[pg_sys::Datum]) -> Vec<Amount> {
+        let mut found = vec![None; self.counters];
+        // SAFETY: as the caller promises; the register is closed again.
+        unsafe {
+            if Register::is_empty(self.tombstones) {
+                return found;
+            }
+            let register = Register::open(self.tombstones);
+            register.settle(key);
+            register.find(key, &[], Sight::RowByRow, |entry| {
+                found = residual(entry, key.len() + 3, self.counters);
+            });
+            register.close();
+        }
+        found
+    }
+
+    /// The version of a row that is being replaced, if it is not that of the transaction `xmin` that wrote it. What is
+    /// written down of it is void from now on, and taken out.
+    ///
+    /// # Safety
+    /// As [`Self::residual`].
+    pub(crate) unsafe fn replaced(self, key: &[pg_sys::Datum], xmin: pg_sys::TransactionId) -> Option<Stamp> {
+        // SAFETY: as the caller promises; the register is closed again.
+        unsafe {
+            if Register::is_empty(self.rows) {
+                return None;
+            }
+            let register = Register::open(self.rows);
+            let found = valid(&register, key, xmin, Sight::RowByRow);
+            if found.is_some() {
+                remove_all(&register, key);
+            }
+            register.close();
+            found
+        }
+    }
+
+    /// Remembers a key whose row a local change has removed.
+    ///
+    /// # Safety
+    /// As [`Self::residual`].
+    pub(crate) unsafe fn remember(self, key: &[pg_sys::Datum], version: Written, residual: &[Amount]) {
+        // SAFETY: as the caller promises; the register is closed again.
+        unsafe {
+            let register = Register::open(self.tombstones);
+            remember(&register, key, Standing::Gone, version, residual);
+            register.close();
+        }
+    }
+}
+
+unsafe fn remember(
+    register: &Register,
+    key: &[pg_sys::Datum],
+    standing: Standing,
+    ([commit_ts, origin], [no_ts, no_origin]): Written,
+    residual: &[Amount],
+) {
+    // SAFETY: as the callers promise; the columns after the key's are kind, commit_ts, origin and residual.
+    unsafe {
+        remove_all(register, key);
+        let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
+        // Nothing is left: then the column is NULL, which is how one sees that the tombstone may be forgotten.
+        let kept = (!is_nothing(residual)).then(|| residual.to_vec().into_datum()).flatten();
+        let mut values = key.to_vec();
+        values.extend([
+            pg_sys::Datum::from(kind.cast_signed()),
+            commit_ts,
+            origin,
+            kept.unwrap_or(pg_sys::Datum::from(0)),
+        ]);
+        let mut nulls = vec![false; key.len() + 1];
+        nulls.extend([no_ts, no_origin, kept.is_none()]);
+        register.insert(&mut values, &mut nulls);
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// Takes all entries of a key out, also what this transaction has written. Says whether there were some.
+unsafe fn remove_all(register: &Register, key: &[pg_sys::Datum]) -> bool {
+    let mut old = Vec::new();
+    // SAFETY: as the callers promise.
+    unsafe { register.find(key, &[], Sight::RowByRow, |entry| old.push(entry.place())) };
+    for &place in &old {
+        // SAFETY: just found there. Whoever wrote it has ended, or was this transaction, by an earlier command.
+        unsafe { register.remove(place) };
+    }
+    !old.is_empty()
+}
+
+/// The entry of a row that the transaction `xmin` wrote.
+unsafe fn valid(
+    register: &Register,
+    key: &[pg_sys::Datum],
+    xmin: pg_sys::TransactionId,
+    sight: Sight,
+) -> Option<Stamp> {
+    let mut found = None;
+    // SAFETY: as the callers promise; the columns after the key's are commit_ts and origin.
+    unsafe {
+        register.find(key, &[], sight, |entry| {
+            if entry.xmin() == xmin {
+                found = Some(stamp(entry, key.len()));
+            }
+        });
+    }
+    found
+}
+
+unsafe fn stamp(entry: Entry, first: usize) -> Stamp {
+    // SAFETY: the columns there are commit_ts and origin.
+    unsafe { Stamp::read(entry.xmin(), entry.value(first), entry.value(first + 1)) }
+}
+
+/// The residual in a column of a tombstone; NULL is zero for each counter.
+unsafe fn residual(entry: Entry, column: usize, counters: usize) -> Vec<Amount> {
+    match entry.value(column) {
+        None => vec![Some(AnyNumeric::from(0)); counters],
+        Some(array) => {
+            // SAFETY: the column is an array of numeric.
+            let mut read = unsafe { Vec::<Amount>::from_datum(array, false) }.unwrap_or_default();
+            read.resize(counters, None);
+            read
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Delta columns: what is added on any node counts on all of them, whoever wins the row.
+
+use anyhow::{Context, Result, ensure};
+use duplex_lab::{Lab, Node};
+
+/// What both nodes do while neither hears of the other. `n` is the counter.
+struct Case {
+    name: &'static str,
+    /// Columns after `id int primary key, n int not null default 0`.
+    columns: &'static str,
+    setup: &'static str,
+    older: &'static str,
+    newer: &'static str,
+    /// What both have in the end.
+    rows: &'static [&'static str],
+    /// What the older node does once both have met, and what both have then.
+    after: &'static str,
+    rows_after: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "both_add",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "update {t} set n = n + 5, v = 'older'",
+        newer: "update {t} set n = n - 7, v = 'newer'",
+        rows: &["id=1 | n=8 | v=newer"],
+        after: "update {t} set n = n + 1",
+        rows_after: &["id=1 | n=9 | v=newer"],
+    },
+    Case {
+        name: "one_adds_and_the_other_writes_else",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "update {t} set n = n + 5; update {t} set n = n + 5, v = 'older'",
+        newer: "update {t} set v = 'newer'",
+        rows: &["id=1 | n=20 | v=newer"],
+        after: "update {t} set v = 'after'",
+        rows_after: &["id=1 | n=20 | v=after"],
+    },
+    Case {
+        name: "both_insert",
+        columns: "v text",
+        setup: "",
+        older: "insert into {t} values (1, 10, 'older')",
+        newer: "insert into {t} values (1, 7, 'newer')",
+        rows: &["id=1 | n=17 | v=newer"],
+        after: "update {t} set n = 0",
+        rows_after: &["id=1 | n=0 | v=newer"],
+    },
+    Case {
+        name: "addition_and_later_delete",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "update {t} set n = n + 5",
+        newer: "delete from {t}",
+        rows: &[],
+        after: "insert into {t} values (1, 3, 'again')",
+        rows_after: &["id=1 | n=3 | v=again"],
+    },
+    Case {
+        name: "delete_and_later_addition",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "delete from {t}",
+        newer: "update {t} set n = n + 5, v = 'newer'",
+        rows: &["id=1 | n=5 | v=newer"],
+        after: "update {t} set n = n + 1",
+        rows_after: &["id=1 | n=6 | v=newer"],
+    },
+    Case {
+        name: "delete_and_insert_again_and_addition",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "update {t} set n = n + 5",
+        newer: "delete from {t}; insert into {t} values (1, 3, 'newer')",
+        rows: &["id=1 | n=8 | v=newer"],
+        after: "delete from {t}; insert into {t} values (1, 1, 'after')",
+        rows_after: &["id=1 | n=1 | v=after"],
+    },
+    Case {
+        name: "both_delete",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "delete from {t}",
+        newer: "update {t} set n = 12; delete from {t}",
+        rows: &[],
+        after: "insert into {t} values (1, 3, 'again')",
+        rows_after: &["id=1 | n=3 | v=again"],
+    },
+    Case {
+        name: "addition_and_later_truncate",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x'), (2, 20, 'x')",
+        older: "update {t} set n = n + 5 where id = 1",
+        newer: "truncate {t}",
+        rows: &[],
+        after: "insert into {t} values (1, 3, 'again'), (2, 4, 'again')",
+        rows_after: &["id=1 | n=3 | v=again", "id=2 | n=4 | v=again"],
+    },
+    Case {
+        name: "truncate_and_later_addition",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x'), (2, 20, 'x')",
+        older: "truncate {t}",
+        newer: "update {t} set n = n + 5, v = 'newer' where id = 1",
+        rows: &["id=1 | n=15 | v=newer"],
+        after: "insert into {t} values (2, 4, 'again')",
+        rows_after: &["id=1 | n=15 | v=newer", "id=2 | n=4 | v=again"],
+    },
+    Case {
+        name: "key_changed_and_addition",
+        columns: "v text",
+        setup: "insert into {t} values (1, 10, 'x')",
+        older: "update {t} set id = 2",
+        newer: "update {t} set n = n + 5, v = 'newer' where id = 1",
+        rows: &["id=1 | n=5 | v=newer", "id=2 | n=10 | v=x"],
+        after: "update {t} set n = n + 1",
+        rows_after: &["id=1 | n=6 | v=newer", "id=2 | n=11 | v=x"],
+    },
+    Case {
+        name: "row_is_hidden_and_comes_back",
+        columns: "v text unique",
+        setup: "insert into {t} values (1, 10, 'a'), (2, 20, 'b')",
+        older: "update {t} set v = 'taken', n = n + 1 where id = 1",
+        newer: "update {t} set v = 'taken', n = n + 2 where id = 2",
+        rows: &["id=2 | n=22 | v=taken"],
+        after: "insert into {t} values (1, 5, 'free')",
+        rows_after: &["id=1 | n=5 | v=free", "id=2 | n=22 | v=taken"],
+    },
+    Case {
+        name: "addition_to_a_hidden_row",
+        columns: "v text unique",
+        setup: "insert into {t} values (1, 10, 'a'), (2, 20, 'b')",
+        older: "update {t} set v = 'taken' where id = 1; update {t} set n = n + 1 where id = 1",
+        newer: "update {t} set v = 'taken' where id = 2; update {t} set n = n + 3, v = 'c' where id = 1",
+        rows: &["id=1 | n=14 | v=c", "id=2 | n=20 | v=taken"],
+        after: "update {t} set n = n + 1",
+        rows_after: &["id=1 | n=15 | v=c", "id=2 | n=21 | v=taken"],
+    },
+    Case {
+        name: "a_loser_keeps_its_value_in_another_unique_key",
+        columns: "v text unique",
+        setup: "insert into {t} values (1, 10, 'a')",
+        older: "update {t} set n = n + 1; insert into {t} values (2, 0, 'free')",
+        newer: "update {t} set n = n + 2, v = 'b'",
+        rows: &["id=1 | n=13 | v=b", "id=2 | n=0 | v=free"],
+        after: "update {t} set v = 'a' where id = 2",
+        rows_after: &["id=1 | n=13 | v=b", "id=2 | n=0 | v=a"],
+    },
+];
+
+#[tokio::test]
+async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    let tables: Vec<(String, &Case, bool)> = CASES
+        .iter()
+        .flat_map(|case| [true, false].map(|a_first| (format!("{}_{a_first}", case.name), case, a_first)))
+        .collect();
+    let (mut ddl, mut dml) = (String::new(), String::new());
+    for (table, case, _) in &tables {
+        ddl += &format!(
+            "create table {table} (id int primary key, n int not null default 0, {}); \
+             select duplex.enable('{table}', delta_columns => '{{n}}');",
+            case.columns
+        );
+        dml += &format!("{};", case.setup.replace("{t}", table));
+    }
+    futures_util::future::try_join(a.exec(&ddl), b.exec(&ddl)).await?;
+    a.exec(&dml).await?;
+    lab.settled().await?;
+    lab.stop_relays()?;
+    for (table, case, a_first) in &tables {
+        let (older, newer) = if *a_first { (a, b) } else { (b, a) };
+        each(older, case.older, table).await?;
+        each(newer, case.newer, table).await?;
+    }
+    for node in lab.nodes() {
+        node.relay().start()?;
+    }
+    lab.settled().await?;
+    let mut wrong = Vec::new();
+    for (table, case, _) in &tables {
+        compare(&lab, table, case.rows, &mut wrong).await?;
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (table, case, a_first) in &tables {
+        each(if *a_first { a } else { b }, case.after, table).await?;
+    }
+    lab.settled().await?;
+    for (table, case, _) in &tables {
+        compare(&lab, table, case.rows_after, &mut wrong).await?;
+    }
+    ensure!(wrong.is_empty(), "after the meeting: {}", wrong.join("\n"));
+    lab.stop_relays()
+}
+
+/// Statements, each a transaction with a version of its own.
+async fn each(node: &Node, sql: &str, table: &str) -> Result<()> {
+    let session = node.connect().await?;
+    for statement in sql.split("; ") {
+        session.exec(&statement.replace("{t}", table)).await.with_context(|| table.to_owned())?;
+    }
+    Ok(())
+}
+
+async fn compare(lab: &Lab, table: &str, rows: &[&str], wrong: &mut Vec<String>) -> Result<()> {
+    for node in lab.nodes() {
+        let found = node.dump(table, &[]).await?;
+        if found != rows {
+            wrong.push(format!("{table}: {} has {found:?}", node.name()));
+        }
+    }
+    Ok(())
+}
