@@ -30,6 +30,7 @@ mod nested;
 mod outages;
 mod park;
 mod partitions;
+mod pause;
 mod queue_limit;
 mod relay_check;
 mod relay_command;

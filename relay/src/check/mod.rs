@@ -188,6 +188,10 @@ async fn peer_states(session: &Session, findings: &mut Vec<Finding>) {
                 format!("peer {name}: gap: {reason}"),
                 format!("copy the tables, then select duplex.resync_peer('{name}', offset)"),
             ),
+            "paused" => Finding::note(
+                format!("peer {name}: paused: {reason}"),
+                format!("select duplex.resume_peer('{name}') once it may go on"),
+            ),
             "retrying" => Finding::note(format!("peer {name}: retrying: {reason}"), "it goes on by itself"),
             _ => Finding::Fine(format!("peer {name}: {state}")),
         });
