@@ -9,6 +9,7 @@ mod conflict_history;
 mod conflict_orders;
 mod conflict_storm;
 mod constraints;
+mod converge;
 mod declarations;
 mod demo;
 mod docs;
