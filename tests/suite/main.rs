@@ -3,6 +3,7 @@
 
 mod apply_errors;
 mod calls;
+mod causal;
 mod changes;
 mod conflict_cases;
 mod conflict_history;
