@@ -28,6 +28,7 @@ mod lab_program;
 mod large;
 mod layouts;
 mod leaving;
+mod membership;
 mod nested;
 mod outages;
 mod park;
