@@ -37,13 +37,18 @@ create table duplex.peer_registry (
     state_changed_at timestamptz not null default now(),
     hello_offset     bigint,
     kafka_cluster    text,
-    start_offset     bigint
+    start_offset     bigint,
+    paused_at        timestamptz,
+    paused_by        text,
+    paused_others_wait boolean   not null default false
 );
 comment on table duplex.peer_registry is 'Nodes whose streams are applied here, and how that is going.';
 comment on column duplex.peer_registry.node_id is 'The identity in the peer''s newest hello; another one later is another database.';
 comment on column duplex.peer_registry.hello_offset is 'Where the peer''s newest hello is in its topic: what stands there proves that the topic is the same.';
 comment on column duplex.peer_registry.kafka_cluster is 'The Kafka cluster that holds the stream.';
 comment on column duplex.peer_registry.start_offset is 'An operator said where the stream goes on; taken up when it is opened next.';
+comment on column duplex.peer_registry.paused_at is 'Since when an operator holds the stream; null if nobody does.';
+comment on column duplex.peer_registry.paused_others_wait is 'Transactions of other peers that were made after held ones wait for these.';
 comment on column duplex.peer_registry.skip_next is 'An operator said to leave out the transaction at which the stream stopped.';
 comment on column duplex.peer_registry.generation is 'The newest take-over of the stream; records of an earlier one that come later are void.';
 

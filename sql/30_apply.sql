@@ -1,16 +1,19 @@
 -- What the relay calls to apply a peer's stream. All of it runs below permission checks, in C: the relay's role owns
 -- nothing. Who may call it stands in 90_grants.sql.
 
-create function duplex.relay_info(out node text, out node_id uuid, out extension_version text, out peers text[])
+create function duplex.relay_info(
+    out node text, out node_id uuid, out extension_version text, out peers text[], out paused text[])
     returns setof record
     language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select n.name, n.node_id,
            (select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_duplex'),
-           array(select p.name from duplex.peer_registry p order by p.name)
+           array(select p.name from duplex.peer_registry p order by p.name),
+           array(select p.name from duplex.peer_registry p where p.paused_at is not null order by p.name)
       from duplex.node n
 $$;
-comment on function duplex.relay_info() is 'Who this node and its peers are; no row before duplex.create_node.';
+comment on function duplex.relay_info() is
+    'Who this node and its peers are, and whose streams an operator holds; no row before duplex.create_node.';
 
 create function duplex.apply_open(peer text)
     returns table (next_offset bigint, generation bigint, hello_offset bigint, node_id uuid)

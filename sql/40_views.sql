@@ -29,8 +29,12 @@ comment on function duplex.next_offset(text) is
 
 create view duplex.peers as
 select p.name,
-       p.state,
-       p.reason,
+       case when h.held then 'paused' else p.state end as state,
+       case when h.held
+            then format('held by %s since %s; duplex.resume_peer(%L) lets it go on%s', p.paused_by, p.paused_at, p.name,
+                        case when p.paused_others_wait then '; transactions of others that follow on it wait' else '' end)
+            else p.reason
+       end as reason,
        p.state_changed_at,
        duplex.next_offset(p.name) as next_offset,
        p.node_id,
@@ -40,8 +44,10 @@ select p.name,
        p.added_at,
        p.kafka_cluster,
        (select count(*) from duplex.parked k where k.peer = p.name) as parked,
-       e.failed_change
+       e.failed_change,
+       p.paused_at
   from duplex.peer_registry p
+ cross join lateral (select p.paused_at is not null and p.state not in ('stopped', 'gap') as held) h
   left join lateral (
       select pg_catalog.to_jsonb(f) - '{peer,resolution,resolved_at,resolved_by}'::text[] as failed_change
         from duplex.apply_errors f
@@ -50,10 +56,11 @@ select p.name,
   ) e on true;
 comment on view duplex.peers is 'The nodes whose streams are applied here, and how that is going.';
 comment on column duplex.peers.state is
-    'waiting: no stream yet; running; retrying: a passing error; stopped: a change cannot be applied; gap: Kafka no longer has what comes next.';
+    'waiting: no stream yet; running; retrying: a passing error; paused: an operator holds it; stopped: a change cannot be applied; gap: Kafka no longer has what comes next.';
 comment on column duplex.peers.reason is 'Why it is not running, and what to do.';
 comment on column duplex.peers.failed_change is 'The very change at which the stream stands still: its row of duplex.apply_errors.';
 comment on column duplex.peers.parked is 'Changes of this peer that wait in duplex.parked.';
+comment on column duplex.peers.paused_at is 'Since when an operator holds the stream, also where it has stopped besides.';
 comment on column duplex.peers.next_offset is 'Kafka offset of the next record to apply: all before it are applied, durably or about to be.';
 
 create view duplex.queue as

@@ -17,6 +17,8 @@ pub struct Info {
     pub extension_version: String,
     /// Its peers' names.
     pub peers: Vec<String>,
+    /// Those of them whose streams an operator holds.
+    pub paused: Vec<String>,
 }
 
 /// State of a peer's stream, as `duplex.peers` shows it.
@@ -76,7 +78,7 @@ impl Control {
     pub async fn info(&self) -> Result<Info, Error> {
         let rows = self.query(
             "asking who this node is",
-            "select node, extension_version, peers from duplex.relay_info()",
+            "select node, extension_version, peers, paused from duplex.relay_info()",
             &[],
         );
         let rows = match rows.await {
@@ -92,6 +94,7 @@ impl Control {
             node: row.get(0),
             extension_version: row.get(1),
             peers: row.get::<_, Option<_>>(2).unwrap_or_default(),
+            paused: row.get::<_, Option<_>>(3).unwrap_or_default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use duplex_lab::{Lab, Session};
+use duplex_lab::{Lab, Node, Session};
 use duplex_protocol::record::{Kind, Record};
 
 use crate::path::System;
@@ -38,15 +38,7 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     for _ in 0..scale.rounds {
         for ((name, write, _), rates) in cases.iter().zip(&mut rates) {
             writing.exec(write).await?;
-            let mut records = Vec::new();
-            Drain::open(source)
-                .await?
-                .all(|record| {
-                    records.push(record.to_vec());
-                    Ok(())
-                })
-                .await?;
-            records.retain(|record| Record::decode(record).is_ok_and(|record| record.header.kind == Kind::Transaction));
+            let records = captured(source).await?;
             target.exec("checkpoint").await?;
             let pid = i32::try_from(marked.number("select pg_backend_pid()").await?)?;
             let (started, before) = (Instant::now(), cpu::of_backend(pid)?);
@@ -70,8 +62,22 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The records of the transactions that a node has captured since it was asked last.
+pub(crate) async fn captured(source: &Node) -> Result<Vec<Vec<u8>>> {
+    let mut records = Vec::new();
+    Drain::open(source)
+        .await?
+        .all(|record| {
+            records.push(record.to_vec());
+            Ok(())
+        })
+        .await?;
+    records.retain(|record| Record::decode(record).is_ok_and(|record| record.header.kind == Kind::Transaction));
+    Ok(records)
+}
+
 /// As the relay does it: chunk by chunk inside one transaction.
-async fn apply(marked: &Session, records: &[Vec<u8>], first_offset: i64) -> Result<()> {
+pub(crate) async fn apply(marked: &Session, records: &[Vec<u8>], first_offset: i64) -> Result<()> {
     let client = marked.client();
     let chunk = client.prepare("select duplex.apply_chunk($1, $2)").await?;
     client.batch_execute("begin").await?;

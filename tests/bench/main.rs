@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `capture`, `bulk` | what capture costs whoever writes |
 //! | `drain`, `apply` | the extension's two ends alone, without Kafka |
+//! | `conflicts` | rows that both sides have changed, and what it costs others that keys are remembered |
 //! | `backlog`, `large`, `latency`, `idle` | the whole path, through Kafka |
 //! | `path/` | the systems that have a whole path |
 //! | `wide`, `outbox` | the tables |
@@ -16,6 +17,7 @@ mod apply;
 mod backlog;
 mod bulk;
 mod capture;
+mod conflicts;
 mod cpu;
 mod docs;
 mod drain;
@@ -51,6 +53,8 @@ enum Measurement {
     Drain,
     /// Large transactions given to duplex.apply_chunk.
     Apply,
+    /// Rows that both sides have changed, given to duplex.apply_chunk.
+    Conflicts,
     /// Many single-row transactions that have piled up.
     Backlog,
     /// One large transaction until both sides are equal.
@@ -136,6 +140,10 @@ async fn writers(options: &Options, scale: &Scale, report: &mut Report) -> Resul
     if options.wants(Measurement::Apply) {
         step("apply");
         apply::measure(scale, report).await.context("apply")?;
+    }
+    if options.wants(Measurement::Conflicts) {
+        step("conflicts");
+        conflicts::measure(scale, report).await.context("conflicts")?;
     }
     Ok(())
 }

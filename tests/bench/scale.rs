@@ -22,6 +22,8 @@ pub(crate) struct Scale {
     pub(crate) bulk_rows: u32,
     /// Rows of a large transaction.
     pub(crate) large_rows: u32,
+    /// Rows that both sides change.
+    pub(crate) conflicting_rows: u32,
     /// Single-row transactions of a backlog.
     pub(crate) backlog: u32,
     /// Single-row transactions whose way is timed, 200 a second.
@@ -42,6 +44,7 @@ impl Scale {
             cpu_rounds: 9,
             bulk_rows: 500_000,
             large_rows: 300_000,
+            conflicting_rows: 50_000,
             backlog: 100_000,
             timed: 6_000,
             idle: Duration::from_secs(30),
@@ -59,6 +62,7 @@ impl Scale {
             cpu_rounds: 9,
             bulk_rows: 50_000,
             large_rows: 30_000,
+            conflicting_rows: 5_000,
             backlog: 10_000,
             timed: 600,
             idle: Duration::from_secs(3),

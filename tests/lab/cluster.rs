@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
+use crate::clock::Skew;
 use crate::folder::Folder;
 use crate::process::{Process, Recipe, run, tail};
 use crate::session::Session;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub durable: bool,
     /// More lines of `postgresql.conf`.
     pub settings: Vec<(String, String)>,
+    /// A clock that is wrong.
+    pub skew: Option<Skew>,
 }
 
 /// A cluster: its files, its port, its server.
@@ -40,6 +43,8 @@ pub struct Cluster {
     port: u16,
     log: PathBuf,
     folder: Arc<Folder>,
+    /// The server's environment.
+    env: Vec<(String, String)>,
     server: Mutex<Option<Arc<Process>>>,
     /// CREATE DATABASE needs a template that nobody else is connected to.
     copying: tokio::sync::Mutex<()>,
@@ -84,8 +89,13 @@ impl Cluster {
         let (initdb, data_text) = (initdb.to_string_lossy(), data.to_string_lossy());
         let options = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"];
         run(server_user(), &[&[&*initdb, "-D", &*data_text], &options[..]].concat()).context("making a cluster")?;
+        let mut env = vec![("LC_ALL".into(), "C.UTF-8".into())];
+        if let Some(skew) = plan.skew {
+            env.extend(skew.environment(&folder)?);
+        }
         let mut cluster = Self {
             name: plan.name.clone(),
+            env,
             bin,
             sockets: home.clone(),
             log: home.join("server.log"),
@@ -171,6 +181,7 @@ impl Cluster {
         run(server_user(), &[&[&*backup], &target[..], &options[..]].concat()).context("copying a cluster")?;
         let standby = Self {
             name: name.to_owned(),
+            env: self.env.clone(),
             bin: self.bin.clone(),
             sockets: home.clone(),
             log: home.join("server.log"),
@@ -267,7 +278,7 @@ impl Cluster {
                 "-D".into(),
                 self.data.to_string_lossy().into_owned(),
             ],
-            env: vec![("LC_ALL".into(), "C.UTF-8".into())],
+            env: self.env.clone(),
             user: server_user().map(str::to_owned),
             log: self.log.clone(),
             // Immediate shutdown: takes its shared memory with it.

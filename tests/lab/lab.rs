@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::OnceCell;
 
+use crate::clock::Skew;
 use crate::cluster::{Cluster, Plan};
 use crate::folder::Folder;
 use crate::kafka::Kafka;
@@ -50,7 +51,7 @@ impl Shared {
     async fn cluster(&self, i: usize) -> Result<Arc<Cluster>> {
         let i = i % SHARED_CLUSTERS;
         let cluster = self.clusters[i].get_or_try_init(async || {
-            let plan = Plan { name: format!("shared{i}"), durable: false, settings: Vec::new() };
+            let plan = Plan { name: format!("shared{i}"), durable: false, settings: Vec::new(), skew: None };
             Cluster::create(Arc::clone(&self.folder), &plan).await.map(Arc::new)
         });
         Ok(Arc::clone(cluster.await?))
@@ -71,6 +72,8 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     kafka_properties: Vec<String>,
     proxied: bool,
+    skews: Vec<Option<Skew>>,
+    newcomers: usize,
 }
 
 impl Builder {
@@ -143,6 +146,18 @@ impl Builder {
         self.own_clusters().own_kafka()
     }
 
+    /// The last so many are databases with the extension that are no nodes yet; their relays are not started.
+    pub fn newcomers(mut self, newcomers: usize) -> Self {
+        self.newcomers = newcomers;
+        self
+    }
+
+    /// Clocks of the first nodes that are wrong.
+    pub fn skewed(mut self, skews: &[Option<Skew>]) -> Self {
+        self.skews = skews.to_vec();
+        self.own_clusters()
+    }
+
     /// Brings it up.
     ///
     /// # Errors
@@ -183,16 +198,17 @@ impl Builder {
             doors.database.lead_to(node.cluster.port());
             node.doors = Some(doors);
         }
-        lab.introduce().await?;
+        let acquainted = self.nodes - self.newcomers;
+        introduce(&lab.nodes[..acquainted]).await?;
         if let Some(kafka) = lab.kafka.clone() {
-            for node in &mut lab.nodes {
+            for (i, node) in lab.nodes.iter_mut().enumerate() {
                 let url = node.relay_url();
                 let bootstrap = match &node.doors {
                     None => kafka.bootstrap().to_owned(),
                     Some(doors) => format!("127.0.0.1:{}", doors.kafka.port()),
                 };
                 let relay = Relay::new(Arc::clone(&folder), &node.name, &url, &bootstrap, &self.kafka_properties)?;
-                if self.start_relays {
+                if self.start_relays && i < acquainted {
                     relay.start()?;
                 }
                 node.relay = Some(relay);
@@ -210,8 +226,12 @@ impl Builder {
         let cluster = match shared {
             Some(shared) if !self.own_clusters => shared.cluster(i).await?,
             _ => {
-                let plan =
-                    Plan { name: format!("pg{}", i + 1), durable: self.durable, settings: self.settings.clone() };
+                let plan = Plan {
+                    name: format!("pg{}", i + 1),
+                    durable: self.durable,
+                    settings: self.settings.clone(),
+                    skew: self.skews.get(i).copied().flatten(),
+                };
                 Arc::new(Cluster::create(Arc::clone(folder), &plan).await?)
             }
         };
@@ -245,6 +265,8 @@ impl Lab {
             settings: Vec::new(),
             kafka_properties: Vec::new(),
             proxied: false,
+            skews: Vec::new(),
+            newcomers: 0,
         }
     }
 
@@ -308,18 +330,6 @@ impl Lab {
     /// The lab's folder.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
-    }
-
-    /// Tells each database who it is and who its peers are.
-    async fn introduce(&self) -> Result<()> {
-        for node in &self.nodes {
-            let peers: Vec<String> = (self.nodes.iter())
-                .filter(|peer| peer.name != node.name)
-                .map(|peer| format!("select duplex.add_peer({});", literal(&peer.name)))
-                .collect();
-            node.exec(&format!("select duplex.create_node({}); {}", literal(&node.name), peers.concat())).await?;
-        }
-        Ok(())
     }
 
     /// Runs statements on every node.
@@ -527,6 +537,18 @@ impl Drop for Lab {
         let crashes: Vec<String> = self.nodes.iter().flat_map(|node| node.cluster.crashes()).collect();
         assert!(self.crashes || crashes.is_empty(), "a server crashed:\n{}", crashes.join("\n"));
     }
+}
+
+/// Tells each database who it is and who its peers are.
+async fn introduce(nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        let peers: Vec<String> = (nodes.iter())
+            .filter(|peer| peer.name != node.name)
+            .map(|peer| format!("select duplex.add_peer({});", literal(&peer.name)))
+            .collect();
+        node.exec(&format!("select duplex.create_node({}); {}", literal(&node.name), peers.concat())).await?;
+    }
+    Ok(())
 }
 
 /// A few letters that no other lab has: names of nodes are names of topics, and a broker may be shared.

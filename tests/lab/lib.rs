@@ -26,6 +26,7 @@
 //! |---|---|
 //! | [`folder`], [`process`], [`ports`] | what every part needs: a folder that goes away, a process that cannot outlive us |
 //! | [`cluster`], [`kafka`], [`relay`] | the parts; each can be stopped, killed, paused, resumed, restarted |
+//! | [`clock`] | a server whose clock is wrong |
 //! | [`proxy`] | what can be put between a relay and its database or Kafka: it cuts, stalls, delays |
 //! | [`session`] | a connection with short ways to ask and to expect errors |
 //! | [`node`], [`lab`] | a database with extension, name and relay; all of them together |
@@ -33,6 +34,7 @@
 //! | [`topic`] | what a node's stream holds |
 //! | [`drain`] | what a node's queue holds, without a relay |
 //! | [`faults`] | a seeded schedule of faults under load, and what must hold after it |
+//! | [`converge`] | random transactions and deliveries, after which all nodes are equal |
 //! | [`logs`] | finding what must never be in a server's log |
 //!
 //! A lab that is dropped looks through its servers' logs and panics on a crash, unless the test said
@@ -41,7 +43,10 @@
 //! Environment: `PG_CONFIG` (which PostgreSQL), `DUPLEX_KAFKA_HOME` (folder of jars), `KAFKA_BOOTSTRAP_SERVERS` (use
 //! this broker and start none), `DUPLEX_RELAY_BIN`, `TMPDIR`, `DUPLEX_LAB_KEEP=1` (leave the folder).
 
+pub mod clock;
 pub mod cluster;
+#[path = "../converge/mod.rs"]
+pub mod converge;
 pub mod drain;
 #[path = "../faults/mod.rs"]
 pub mod faults;
@@ -58,6 +63,7 @@ pub mod session;
 pub mod topic;
 pub mod wait;
 
+pub use clock::Skew;
 pub use cluster::Cluster;
 pub use drain::Drain;
 pub use kafka::Kafka;

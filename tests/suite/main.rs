@@ -3,6 +3,7 @@
 
 mod apply_errors;
 mod calls;
+mod causal;
 mod changes;
 mod conflict_cases;
 mod conflict_counters;
@@ -11,6 +12,7 @@ mod conflict_orders;
 mod conflict_policy;
 mod conflict_storm;
 mod constraints;
+mod converge;
 mod counting;
 mod declarations;
 mod demo;
@@ -29,10 +31,12 @@ mod lab_program;
 mod large;
 mod layouts;
 mod leaving;
+mod membership;
 mod nested;
 mod outages;
 mod park;
 mod partitions;
+mod pause;
 mod queue_limit;
 mod relay_check;
 mod relay_command;

@@ -208,7 +208,7 @@ async fn the_catalog_of_the_schema() -> Result<()> {
           where pronamespace = 'duplex'::regnamespace and obj_description(oid, 'pg_proc') is null
             and (has_function_privilege('duplex_relay', oid, 'execute')
                  or proname in ('create_node', 'add_peer', 'remove_peer', 'enable', 'disable', 'enable_schema', 'retry_peer',
-                                'skip_transaction', 'resync_peer', 'capture_row', 'capture_truncate'))
+                                'skip_transaction', 'resync_peer', 'pause_peer', 'resume_peer', 'capture_row', 'capture_truncate'))
          union all
          select rolname::text from pg_roles where rolname = 'duplex_relay' and shobj_description(oid, 'pg_authid') is null",
     )
@@ -245,6 +245,8 @@ async fn the_relays_role_has_what_it_needs_and_no_more() -> Result<()> {
         "select duplex.disable('t')",
         "select duplex.resync_peer('x', 1)",
         "select duplex.retry_peer('x')",
+        "select duplex.pause_peer('x')",
+        "select duplex.resume_peer('x')",
         "set session_replication_role = replica",
         "set duplex.origin = 'x'",
         "select pg_replication_origin_create('x')",

@@ -46,17 +46,18 @@ pub(crate) fn clock(header: &Header) -> Result<()> {
 ///
 /// Nodes that are no peers here are passed over: nothing of theirs ever comes. Every stream is in Kafka, so nobody
 /// waits for a node that is down. A stream that stands still here, until a person acts, holds up no other: then the order
-/// is given up, visibly, rather than the others' changes, and versions decide as ever.
+/// is given up, visibly, rather than the others' changes, and versions decide as ever. So it is with one that a person
+/// holds, unless that person said that others wait.
 pub(crate) fn causes(header: &Header, own: &str, known: &mut Known) -> Result<()> {
     for seen in &header.seen {
         if seen.node != own && known.get(&seen.node).is_none_or(|&next| next < seen.next_offset) {
-            cause(seen, known)?;
+            cause(seen, &header.node, known)?;
         }
     }
     Ok(())
 }
 
-fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
+fn cause(seen: &Seen, waiting: &str, known: &mut Known) -> Result<()> {
     let origin = CString::new(node::origin_name(&seen.node)).map_err(|_| {
         Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "name of a node in a record is not a name")
     })?;
@@ -77,8 +78,14 @@ fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
         // Asked only once there is something to wait for: a peer that was removed keeps its origin.
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN) {
             looked = Some(Instant::now());
-            if !with_own_tables(|| goes_on(&seen.node)) {
+            if !with_own_tables(|| is_so(GOES_ON, &seen.node)) {
                 return Ok(());
+            }
+            if with_own_tables(|| is_so(IS_PAUSED, waiting)) {
+                return Err(Failure::new(
+                    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                    format!("the stream of node \"{waiting}\" is paused"),
+                ));
             }
         }
         if started.elapsed() > PATIENCE {
@@ -96,9 +103,13 @@ fn cause(seen: &Seen, known: &mut Known) -> Result<()> {
     }
 }
 
-/// Whether that node is a peer whose stream does not stand still here.
-fn goes_on(node: &str) -> bool {
-    let sql = "select exists (select from duplex.peer_registry where name = $1 and state not in ('stopped', 'gap'))";
+/// Whether that node is a peer whose stream does not stand still here, or is to be waited for.
+const GOES_ON: &str = "select exists (select from duplex.peer_registry where name = $1 \
+    and state not in ('stopped', 'gap') and (paused_at is null or paused_others_wait))";
+/// Whether an operator holds that peer's stream: who waits for its next transaction's turn lets go of it.
+const IS_PAUSED: &str = "select exists (select from duplex.peer_registry where name = $1 and paused_at is not null)";
+
+fn is_so(sql: &str, node: &str) -> bool {
     // As a writer, for a snapshot of its own: the statement's may be older than the news.
     Spi::connect_mut(|client| client.update(sql, None, &[node.into()])?.first().get_one::<bool>())
         .ok()

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::control::{Control, Info};
 use crate::database::Session;
 use crate::errors::Error;
+use crate::inbound::consumer::TopicReader;
 use crate::kafka::{Kafka, retention_advice, topic_of};
 
 /// A record has at most 512 KiB of body, and a header.
@@ -100,7 +101,7 @@ pub async fn all(settings: &Settings) -> Vec<Finding> {
             (Some(session), info)
         }
     };
-    let readable = kafka(&settings.kafka, info.as_ref(), &mut findings).await;
+    let readable = kafka(&settings.kafka, session.as_ref(), info.as_ref(), &mut findings).await;
     if let Some(session) = session {
         for peer in readable {
             schemas::compare(&session, &settings.kafka, &peer, &mut findings).await;
@@ -188,6 +189,10 @@ async fn peer_states(session: &Session, findings: &mut Vec<Finding>) {
                 format!("peer {name}: gap: {reason}"),
                 format!("copy the tables, then select duplex.resync_peer('{name}', offset)"),
             ),
+            "paused" => Finding::note(
+                format!("peer {name}: paused: {reason}"),
+                format!("select duplex.resume_peer('{name}') once it may go on"),
+            ),
             "retrying" => Finding::note(format!("peer {name}: retrying: {reason}"), "it goes on by itself"),
             _ => Finding::Fine(format!("peer {name}: {state}")),
         });
@@ -195,7 +200,12 @@ async fn peer_states(session: &Session, findings: &mut Vec<Finding>) {
 }
 
 /// Returns the peers whose topics can be read.
-async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) -> Vec<String> {
+async fn kafka(
+    kafka: &Kafka,
+    session: Option<&Session>,
+    info: Option<&Info>,
+    findings: &mut Vec<Finding>,
+) -> Vec<String> {
     let own = info.map(|info| topic_of(&info.node));
     // Without a node any topic's name serves to see whether Kafka answers.
     match kafka.partitions(own.as_deref().unwrap_or("duplex.check")).await {
@@ -213,17 +223,35 @@ async fn kafka(kafka: &Kafka, info: Option<&Info>, findings: &mut Vec<Finding>) 
     let mut readable = Vec::new();
     for peer in info.map(|info| info.peers.as_slice()).unwrap_or_default() {
         let topic = topic_of(peer);
-        findings.push(match kafka.partitions(&topic).await {
+        let finding = match kafka.partitions(&topic).await {
             Ok(Some(1)) => {
                 readable.push(peer.clone());
-                Finding::Fine(format!("peer's topic {topic} has 1 partition"))
+                findings.push(Finding::Fine(format!("peer's topic {topic} has 1 partition")));
+                let Some(session) = session else { continue };
+                lag(session, kafka, peer).await.unwrap_or_else(|err| Finding::error(&err))
             }
             Ok(Some(found)) => Finding::error(&Error::TopicPartitions { topic, found }),
             Ok(None) => Finding::note(format!("peer's topic {topic} does not exist yet"), "start the peer's relay"),
             Err(err) => Finding::error(&err),
-        });
+        };
+        findings.push(finding);
     }
     readable
+}
+
+/// How far a peer's stream is applied here.
+async fn lag(session: &Session, kafka: &Kafka, peer: &str) -> Result<Finding, Error> {
+    let topic = topic_of(peer);
+    let (_, extent) = TopicReader::open(kafka, topic.clone()).await?;
+    let row = session.query_one("select duplex.next_offset($1)", &[&peer]).await;
+    let row = row.map_err(Error::database("reading how far a peer's stream is applied"))?;
+    Ok(match extent.high - row.get::<_, i64>(0) {
+        ..=0 => Finding::Fine(format!("peer's topic {topic}: all {} records are applied here", extent.high)),
+        left => Finding::note(
+            format!("peer's topic {topic}: {left} of {} records are not applied here yet", extent.high),
+            "it goes on by itself, unless this says otherwise of the peer above",
+        ),
+    })
 }
 
 async fn own_topic(kafka: &Kafka, topic: &str, partitions: Option<usize>, findings: &mut Vec<Finding>) {

@@ -13,10 +13,11 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
+use crate::control::Info;
 use crate::node::Node;
 use crate::stop::{self, Stop, Stopper};
 
-/// How often the relay looks whether peers were added or removed.
+/// How often the relay looks whether peers were added or removed, or their streams are to be held.
 const LOOK_FOR_PEERS: Duration = Duration::from_secs(1);
 /// How many of these looks pass before the database is to look after its records.
 const LOOKS_A_MAINTENANCE: u32 = 10;
@@ -33,7 +34,7 @@ pub async fn run(node: &Arc<Node>, mut stop: Stop) {
                 if std::mem::take(&mut lost) {
                     tracing::info!(node = info.node, "the database answers");
                 }
-                follow(node, &mut streams, &info.peers).await;
+                follow(node, &mut streams, &info).await;
                 looks += 1;
                 if looks % LOOKS_A_MAINTENANCE == 0
                     && let Some(Err(err)) = stop.unless(node.control.maintain()).await
@@ -57,17 +58,26 @@ pub async fn run(node: &Arc<Node>, mut stop: Stop) {
     }
 }
 
-/// Starts a stream for each new peer, and ends those of peers that are gone.
-async fn follow(node: &Arc<Node>, streams: &mut BTreeMap<String, (Stopper, JoinHandle<()>)>, peers: &[String]) {
-    let gone: Vec<String> = streams.keys().filter(|peer| !peers.contains(peer)).cloned().collect();
-    for peer in gone {
-        if let Some((stopper, task)) = streams.remove(&peer) {
-            stopper.stop();
+/// Starts a stream for each new peer, and ends those of peers that are gone or held: a stream begins again where the
+/// database stands, so one that is held needs nobody who waits.
+async fn follow(node: &Arc<Node>, streams: &mut BTreeMap<String, (Stopper, JoinHandle<()>)>, info: &Info) {
+    let wanted: Vec<&String> = info.peers.iter().filter(|peer| !info.paused.contains(peer)).collect();
+    let ended: Vec<String> = streams.keys().filter(|peer| !wanted.contains(peer)).cloned().collect();
+    // All are told before the first is waited for.
+    for (stopper, _) in ended.iter().filter_map(|peer| streams.get(peer)) {
+        stopper.stop();
+    }
+    for peer in ended {
+        if let Some((_, task)) = streams.remove(&peer) {
             joined(&peer, task).await;
-            tracing::info!(peer, "peer removed");
+            tracing::info!(
+                peer,
+                "{}",
+                if info.paused.contains(&peer) { "paused by an operator" } else { "peer removed" }
+            );
         }
     }
-    for peer in peers {
+    for peer in wanted {
         streams.entry(peer.clone()).or_insert_with(|| {
             let (stopper, stop) = stop::channel();
             let (node, name) = (Arc::clone(node), peer.clone());

@@ -1,0 +1,135 @@
+//! The tables that rounds are played on. All have the columns `id`, `v`, `w` and `n`; they differ in what must be unique
+//! and in how rows are stored, which is where conflicts differ.
+
+/// A kind of table.
+#[derive(Debug)]
+pub struct Layout {
+    /// Its name in plans.
+    pub name: &'static str,
+    /// What makes it; `{t}` stands for the table's name.
+    create: &'static str,
+    /// The columns of its key.
+    pub key: &'static [&'static str],
+    /// Whether two rows may change their values of `v` in one statement.
+    pub swaps: bool,
+    /// Whether there is a table `{t}_child` that refers to it.
+    pub child: bool,
+    /// Whether values are so long that they are stored apart from their row.
+    pub long: bool,
+}
+
+const PLAIN: Layout = Layout {
+    name: "plain",
+    create: "create table {t} (id int primary key, v text, w text, n int)",
+    key: &["id"],
+    swaps: true,
+    child: false,
+    long: false,
+};
+
+/// All of them.
+pub const LAYOUTS: &[Layout] = &[
+    PLAIN,
+    Layout {
+        name: "unique",
+        create: "create table {t} (id int primary key, v text unique, w text, n int)",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "several unique keys",
+        create: "create table {t} (id int primary key, v text unique, w text unique, n int)",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "unique of two columns",
+        create: "create table {t} (id int primary key, v text, w text, n int, unique (v, n))",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "partial",
+        create: "create table {t} (id int primary key, v text, w text, n int);
+                 create unique index on {t} (v) where n % 2 = 0; create unique index on {t} (w) where v is not null",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "on an expression",
+        create: "create table {t} (id int primary key, v text, w text, n int);
+                 create unique index on {t} (lower(v)); create unique index on {t} ((n % 3), w)",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "nulls not distinct",
+        create: "create table {t} (id int primary key, v text, w text, n int, unique nulls not distinct (v))",
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "deferrable",
+        create: "create table {t} (id int primary key, v text, w text, n int,
+                                   unique (v) deferrable initially deferred, unique (w) deferrable)",
+        ..PLAIN
+    },
+    Layout {
+        name: "key of two columns",
+        create: "create table {t} (id int, v text, w text, n int, primary key (n, id), unique (v, n))",
+        key: &["n", "id"],
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "key that is equal and not identical",
+        create: "create table {t} (id numeric primary key, v text, w text unique, n int)",
+        ..PLAIN
+    },
+    Layout {
+        name: "partitioned",
+        create: "create table {t} (id int, v text, w text, n int, primary key (id, n), unique (v, n))
+                     partition by list (n);
+                 create table {t}_0 partition of {t} for values in (0);
+                 create table {t}_1 (w text, n int, id int not null, gone int, v text);
+                 alter table {t}_1 drop column gone, alter n set not null;
+                 alter table {t} attach partition {t}_1 for values in (1);
+                 create table {t}_rest partition of {t} default",
+        key: &["id", "n"],
+        swaps: false,
+        ..PLAIN
+    },
+    Layout {
+        name: "long values",
+        create: "create table {t} (id int primary key, v text, w text, n int);
+                 alter table {t} alter v set storage external, alter w set storage external;
+                 create unique index on {t} (md5(v))",
+        swaps: false,
+        long: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "parent and child",
+        create: "create table {t} (id int primary key, v text unique, w text, n int);
+                 create table {t}_child (id int primary key,
+                     parent int references {t} on delete cascade on update cascade, v text unique)",
+        swaps: false,
+        child: true,
+        ..PLAIN
+    },
+];
+
+impl Layout {
+    /// The statements that make such a table of this name.
+    pub fn create(&self, table: &str) -> String {
+        self.create.replace("{t}", table)
+    }
+
+    /// The names of its tables, and the columns of their keys.
+    pub fn tables(&self, table: &str) -> Vec<(String, &'static [&'static str])> {
+        let child: &[&str] = &["id"];
+        let mut tables = vec![(table.to_owned(), self.key)];
+        tables.extend(self.child.then(|| (format!("{table}_child"), child)));
+        tables
+    }
+}
