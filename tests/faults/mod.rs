@@ -3,7 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`dice`] | chance that a seed repeats |
-//! | [`schedule`] | which faults, and after how many transactions; drawn before anything runs |
+//! | [`schedule`] | which faults, and after how many transactions; drawn from the seed alone |
 //! | [`ledger`] | tables in which any loss, double or tear shows by arithmetic |
 //! | [`load`] | sessions that write them, and know what they were told is committed |
 //! | [`strike`] | carrying a fault out |
@@ -51,7 +51,7 @@ const CLOSING_SESSION: u32 = 99;
 pub struct Plan {
     /// What the schedule is drawn from.
     pub seed: u64,
-    /// How many faults.
+    /// How many faults are to strike.
     pub faults: usize,
 }
 
@@ -140,7 +140,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
     Ok(Report { struck, missed, streams, looks, taken_back, time })
 }
 
-/// Goes through the schedule. Returns how many faults struck and how many missed.
+/// Goes through the schedule until so many faults struck. Returns how many did and how many missed.
 async fn suffer(
     lab: &Lab,
     standbys: &[Option<Relay>],
@@ -150,7 +150,10 @@ async fn suffer(
 ) -> Result<(usize, usize)> {
     let (mut struck, mut missed) = (0, 0);
     let start = Instant::now();
-    for (number, step) in schedule::draw(plan.seed, plan.faults, lab.nodes().len()).into_iter().enumerate() {
+    for (number, step) in schedule::draw(plan.seed, lab.nodes().len()).enumerate() {
+        if struck >= plan.faults {
+            break;
+        }
         let (due, waiting) = (pulse.committed() + step.after, Instant::now());
         while pulse.committed() < due && waiting.elapsed() < LONGEST_STEP {
             // What went wrong is said when they are joined.
