@@ -86,6 +86,21 @@ impl<'b> RowWriter<'b> {
         Self { out, frame }
     }
 
+    /// What [`Self::put`] begins with: to be kept, where rows begin alike, and given to [`Self::begun`].
+    pub fn put_beginning(relation: u32, kind: PutKind, columns: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        RowWriter::put(&mut out, relation, kind, Replaced::Nothing, &[], &[], columns);
+        out
+    }
+
+    /// Begins a frame with the bytes that another one had begun with.
+    #[inline]
+    pub fn begun(out: &'b mut Vec<u8>, beginning: &[u8]) -> Self {
+        let frame = Frame { start: out.len() };
+        out.extend_from_slice(beginning);
+        Self { out, frame }
+    }
+
     /// Begins a `Delete` whose key has `columns` values.
     pub fn delete(
         out: &'b mut Vec<u8>,

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::rc::Rc;
 
-use duplex_protocol::encode::append_entry;
-use duplex_protocol::entry::{Column, Entry, Relation as Descriptor, Resolution};
+use duplex_protocol::encode::{RowWriter, append_entry};
+use duplex_protocol::entry::{Column, Entry, PutKind, Relation as Descriptor, Resolution};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::settings::Settings;
@@ -36,6 +36,8 @@ pub(super) struct Table {
     pub(super) oid: u32,
     /// The whole frame of the table's [`Entry::Relation`].
     pub(super) descriptor: Vec<u8>,
+    /// What the frame of an INSERT begins with.
+    pub(super) insert_beginning: Vec<u8>,
     /// All attributes of a tuple, dropped ones included.
     pub(super) attributes: usize,
     pub(super) columns: Vec<ColumnPlan>,
@@ -54,6 +56,8 @@ pub(super) struct Table {
 }
 
 thread_local! {
+    /// The one asked for last: a statement mostly writes to one table.
+    static LATEST: RefCell<Option<Rc<Table>>> = const { RefCell::new(None) };
     static TABLES: RefCell<HashMap<u32, Rc<Table>>> = RefCell::default();
     /// A notice that came while the cache was borrowed: everything is stale.
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
@@ -108,9 +112,15 @@ fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
 pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     // SAFETY: an open relation has a tuple descriptor.
     let attributes = unsafe { (*relation.rd_att).natts } as usize;
-    if !ALL_STALE.get() {
-        let known = TABLES.with_borrow(|tables| tables.get(&relation.rd_id.to_u32()).cloned());
-        if let Some(table) = known.filter(|table| !table.stale.get() && table.attributes == attributes) {
+    let (oid, is_current) = (relation.rd_id.to_u32(), !ALL_STALE.get());
+    let fits = |table: &Rc<Table>| table.oid == oid && !table.stale.get() && table.attributes == attributes;
+    if is_current {
+        if let Some(table) = LATEST.with_borrow(|latest| latest.as_ref().filter(|table| fits(table)).cloned()) {
+            return Ok(table);
+        }
+        let known = TABLES.with_borrow(|tables| tables.get(&oid).cloned());
+        if let Some(table) = known.filter(fits) {
+            LATEST.set(Some(Rc::clone(&table)));
             return Ok(table);
         }
     }
@@ -121,6 +131,7 @@ pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
 fn rebuild(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     if ALL_STALE.take() {
         TABLES.with_borrow_mut(HashMap::clear);
+        LATEST.set(None);
     }
     let table = Rc::new(Table::load(relation)?);
     // What is replaced, or stale and so of no use, may go; whoever is using it holds it.
@@ -193,6 +204,7 @@ impl Table {
         Ok(Self {
             oid: relation.rd_id.to_u32(),
             descriptor,
+            insert_beginning: RowWriter::put_beginning(relation.rd_id.to_u32(), PutKind::Insert, plans.len()),
             attributes,
             columns: plans,
             key,

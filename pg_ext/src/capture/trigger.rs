@@ -134,8 +134,7 @@ unsafe fn insert(
         new.deform(tuple, descriptor, table.attributes);
         encode::row(table, new, row)?;
         transaction::add(table, Replaced::Nothing, encode::size(row, &[])?, |out| {
-            let writer = RowWriter::put(out, table.oid, PutKind::Insert, Replaced::Nothing, &[], &[], row.len());
-            encode::write(row, writer);
+            encode::write(row, RowWriter::begun(out, &table.insert_beginning));
         })
     }
 }
@@ -205,9 +204,7 @@ unsafe fn update(
                 let bytes = encode::size(old_key, &[])? + encode::size(row, &[])?;
                 transaction::add(table, replaced, bytes, |out| {
                     encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
-                    let insert = PutKind::Insert;
-                    let writer = RowWriter::put(out, table.oid, insert, Replaced::Nothing, &[], &[], row.len());
-                    encode::write(row, writer);
+                    encode::write(row, RowWriter::begun(out, &table.insert_beginning));
                 })?;
             }
         }

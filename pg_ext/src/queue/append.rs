@@ -6,6 +6,7 @@
 
 use pgrx::pg_sys;
 
+use super::page::PAYLOAD_AT;
 use super::{limit, tables};
 use crate::errors::Result;
 
@@ -32,6 +33,10 @@ pub(crate) struct QueueWriter {
     relation: pg_sys::Relation,
     xid: u64,
     point: FlushPoint,
+    /// A row of the queue, filled anew for each piece that fits it.
+    row: pg_sys::HeapTuple,
+    /// The longest piece that fits.
+    room: usize,
 }
 
 impl QueueWriter {
@@ -60,7 +65,8 @@ impl QueueWriter {
                 storage.smgr_targblock = pg_sys::InvalidBlockNumber;
             }
             let point = after.unwrap_or_else(|| FlushPoint { lsn: pg_sys::GetXLogInsertRecPtr(), next_chunk: 0 });
-            Ok(Self { relation, xid: pg_sys::GetTopFullTransactionId().value, point })
+            let xid = pg_sys::GetTopFullTransactionId().value;
+            Ok(Self { relation, xid, point, row: std::ptr::null_mut(), room: 0 })
         }
     }
 
@@ -75,37 +81,61 @@ impl QueueWriter {
         Ok(())
     }
 
-    fn insert(&self, number: u32, expanded_len: u32, piece: &[u8]) {
-        // SAFETY: the values match the table's six columns in type and order (`page` reads the same layout); the
-        // varlena is built in palloc'd memory of its full size, and heap_insert copies the tuple.
+    fn insert(&mut self, number: u32, expanded_len: u32, piece: &[u8]) {
+        let header = pg_sys::VARHDRSZ + piece.len();
+        // SAFETY: the row has room for the piece behind its fixed columns, whose places `page` knows; heap_insert copies
+        // it, and sets all of its header that belongs to one insert.
         unsafe {
-            let size = pg_sys::VARHDRSZ + piece.len();
-            let payload = pg_sys::palloc(size).cast::<pg_sys::varlena>();
-            pgrx::set_varsize_4b(payload, size as i32);
-            let content = payload.cast::<u8>().add(pg_sys::VARHDRSZ);
-            std::ptr::copy_nonoverlapping(piece.as_ptr(), content, piece.len());
-            let mut values = [
-                pg_sys::Datum::from(self.point.lsn),
-                pg_sys::Datum::from(self.xid),
-                pg_sys::Datum::from(self.point.next_chunk),
-                pg_sys::Datum::from(number),
-                pg_sys::Datum::from(expanded_len),
-                pg_sys::Datum::from(payload),
-            ];
-            let mut nulls = [false; 6];
-            let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            if self.row.is_null() || self.room < piece.len() {
+                self.make_row(piece.len());
+            }
+            let start = (*self.row).t_data.cast::<u8>().add(usize::from((*(*self.row).t_data).t_hoff));
+            start.cast::<u64>().write_unaligned(self.point.lsn);
+            start.add(8).cast::<u64>().write_unaligned(self.xid);
+            start.add(16).cast::<u32>().write_unaligned(self.point.next_chunk);
+            start.add(20).cast::<u32>().write_unaligned(number);
+            start.add(24).cast::<u32>().write_unaligned(expanded_len);
+            let payload = start.add(PAYLOAD_AT);
+            pgrx::set_varsize_4b(payload.cast(), header as i32);
+            std::ptr::copy_nonoverlapping(piece.as_ptr(), payload.add(pg_sys::VARHDRSZ), piece.len());
+            (*self.row).t_len = (payload.offset_from((*self.row).t_data.cast()) as usize + header) as u32;
             let command = pg_sys::GetCurrentCommandId(true);
-            pg_sys::heap_insert(self.relation, tuple, command, INSERT_OPTIONS, std::ptr::null_mut());
-            pg_sys::heap_freetuple(tuple);
+            pg_sys::heap_insert(self.relation, self.row, command, INSERT_OPTIONS, std::ptr::null_mut());
+        }
+    }
+
+    /// Makes the row, with room for a piece of this length.
+    unsafe fn make_row(&mut self, room: usize) {
+        // SAFETY: the values match the table's six columns in type and order; the varlena is palloc'd in its full size.
+        unsafe {
+            let payload = pg_sys::palloc0(pg_sys::VARHDRSZ + room).cast::<pg_sys::varlena>();
+            pgrx::set_varsize_4b(payload, (pg_sys::VARHDRSZ + room) as i32);
+            let mut values = [pg_sys::Datum::from(0_u64); 6];
+            values[5] = pg_sys::Datum::from(payload);
+            let mut nulls = [false; 6];
+            self.free_row();
+            self.row = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            self.room = room;
             pg_sys::pfree(payload.cast());
         }
     }
 
+    unsafe fn free_row(&mut self) {
+        if !self.row.is_null() {
+            // SAFETY: made by `make_row`.
+            unsafe { pg_sys::heap_freetuple(self.row) };
+            self.row = std::ptr::null_mut();
+        }
+    }
+
     /// Closes the table, keeping its lock to the end of the transaction.
-    pub(crate) fn close(self) -> FlushPoint {
+    pub(crate) fn close(mut self) -> FlushPoint {
         if !self.relation.is_null() {
             // SAFETY: opened in `open`, closed once, since this consumes the writer.
-            unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as _) };
+            unsafe {
+                self.free_row();
+                pg_sys::table_close(self.relation, pg_sys::NoLock as _);
+            }
         }
         self.point
     }

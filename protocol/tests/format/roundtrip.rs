@@ -1,7 +1,7 @@
 //! Everything that can be written reads back the same.
 
 use duplex_protocol::encode::{RowWriter, append_entry};
-use duplex_protocol::entry::Entry;
+use duplex_protocol::entry::{Entry, PutKind, Replaced};
 use duplex_protocol::record::{Header, Hello, Kind, Position, Record, compress, expand_onto, reference_bytes};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -56,6 +56,23 @@ proptest! {
         if let Some(written) = written(&owned) {
             prop_assert_eq!(&written[4..], &reference_bytes(&owned.entry())[..]);
         }
+    }
+
+    #[test]
+    fn a_row_begun_with_kept_bytes_is_the_same(relation: u32, value in vec(any::<u8>(), 0..300)) {
+        let put = |out: &mut Vec<u8>, beginning: Option<&[u8]>| {
+            let mut writer = match beginning {
+                Some(beginning) => RowWriter::begun(out, beginning),
+                None => RowWriter::put(out, relation, PutKind::Insert, Replaced::Nothing, &[], &[], 2),
+            };
+            writer.null();
+            writer.bytes(&value);
+            writer.finish();
+        };
+        let (mut plain, mut begun) = (vec![1], vec![1]);
+        put(&mut plain, None);
+        put(&mut begun, Some(&RowWriter::put_beginning(relation, PutKind::Insert, 2)));
+        prop_assert_eq!(plain, begun);
     }
 
     #[test]
