@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use duplex_protocol::record::{Header, Kind, Record};
 use tokio_postgres::Statement;
 
+use super::counters::Sums;
 use super::layouts::LAYOUTS;
 use super::plan::{NODES, Plan, Step};
 use super::{Outcome, SKEWS, verdict};
@@ -132,10 +133,7 @@ impl Exact {
         let mut committed = [0; NODES];
         for seat in &self.seats {
             for (table, layout) in tables.iter().zip(&plan.layouts) {
-                let layout = &LAYOUTS[*layout];
-                let enable =
-                    layout.tables(table).into_iter().map(|(name, _)| format!("select duplex.enable('{name}');"));
-                seat.writer.exec(&(layout.create(table) + ";" + &enable.collect::<String>())).await?;
+                seat.writer.exec(&LAYOUTS[*layout].create(table)).await?;
             }
         }
         self.order(plan.causal).await?;
@@ -173,7 +171,13 @@ impl Exact {
         }
         let writers: Vec<&Session> = self.seats.iter().map(|seat| &seat.writer).collect();
         for (table, layout) in tables.iter().zip(&plan.layouts) {
-            verdict::equal(&writers, &LAYOUTS[*layout], table).await?;
+            let layout = &LAYOUTS[*layout];
+            verdict::equal(&writers, layout, table).await?;
+            let mut sums = Sums::default();
+            for (seat, before) in self.seats.iter().zip(&before) {
+                sums.add(seat.stream[*before..].iter().map(|record| record.bytes.as_slice()), table)?;
+            }
+            sums.check(writers[0], layout, table).await?;
         }
         Ok(Outcome { committed: committed.iter().sum() })
     }

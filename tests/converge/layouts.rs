@@ -16,6 +16,8 @@ pub struct Layout {
     pub child: bool,
     /// Whether values are so long that they are stored apart from their row.
     pub long: bool,
+    /// Whether `n` is a delta column.
+    pub counts: bool,
 }
 
 const PLAIN: Layout = Layout {
@@ -25,6 +27,7 @@ const PLAIN: Layout = Layout {
     swaps: true,
     child: false,
     long: false,
+    counts: false,
 };
 
 /// All of them.
@@ -117,12 +120,37 @@ pub const LAYOUTS: &[Layout] = &[
         child: true,
         ..PLAIN
     },
+    Layout {
+        name: "counter",
+        create: "create table {t} (id int primary key, v text, w text, n int not null)",
+        counts: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "counter of a row with unique keys",
+        create: "create table {t} (id int primary key, v text unique, w text, n int not null);
+                 create unique index on {t} (lower(w)) where v is not null",
+        swaps: false,
+        counts: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "counter in a partition",
+        create: "create table {t} (id int primary key, v text, w text, n int not null) partition by hash (id);
+                 create table {t}_0 partition of {t} for values with (modulus 2, remainder 0);
+                 create table {t}_1 partition of {t} for values with (modulus 2, remainder 1)",
+        counts: true,
+        ..PLAIN
+    },
 ];
 
 impl Layout {
-    /// The statements that make such a table of this name.
+    /// The statements that make such a table of this name, and enable it.
     pub fn create(&self, table: &str) -> String {
-        self.create.replace("{t}", table)
+        let policy = if self.counts { ", delta_columns => '{n}'" } else { "" };
+        let names = self.tables(table).into_iter().map(|(name, _)| name);
+        let enable = names.map(|name| format!("select duplex.enable('{name}'{policy});"));
+        format!("{}; {}", self.create.replace("{t}", table), enable.collect::<String>())
     }
 
     /// The names of its tables, and the columns of their keys.

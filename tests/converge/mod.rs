@@ -4,16 +4,18 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`layouts`] | the tables: plain, with second unique keys of every kind, partitioned, with children |
+//! | [`layouts`] | the tables: plain, with second unique keys of every kind, partitioned, with children, with counters |
 //! | [`statements`] | transactions as applications make them |
 //! | [`plan`] | what a round does, drawn from its seed, and how one that fails is cut down |
 //! | [`exact`] | rounds without relays, in the very order of the plan: hundreds a minute |
 //! | [`wild`] | rounds with relays, faults and many sessions at once |
+//! | [`counters`] | what counters must come to |
 //! | [`verdict`] | whether nodes are equal |
 //!
 //! The nodes' clocks are wrong, each by another time, in both kinds of rounds. `make converge ROUNDS=… SEED=…` runs as
 //! many as one likes; the suite runs a few.
 
+pub mod counters;
 pub mod exact;
 pub mod layouts;
 pub mod plan;

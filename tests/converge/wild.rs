@@ -7,13 +7,14 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::counters::Sums;
 use super::layouts::LAYOUTS;
 use super::plan::{NODES, Plan, Step, Strike, WRITERS};
 use super::statements::Transaction;
 use super::{Outcome, SKEWS, verdict};
 use crate::proxy::Flow;
 use crate::session::literal;
-use crate::{Lab, Session};
+use crate::{Lab, Session, topic};
 
 /// A session rests this long after a transaction.
 const PACE: Duration = Duration::from_millis(3);
@@ -87,10 +88,7 @@ impl Wild {
         self.round += 1;
         let tables: Vec<String> = (0..plan.layouts.len()).map(|i| format!("r{}_t{i}", self.round)).collect();
         for (table, layout) in tables.iter().zip(&plan.layouts) {
-            let layout = &LAYOUTS[*layout];
-            let names: Vec<String> = layout.tables(table).into_iter().map(|(name, _)| name).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            self.lab.create_everywhere(&layout.create(table), &names).await?;
+            self.lab.exec_everywhere(&LAYOUTS[*layout].create(table)).await?;
         }
         let before = self.published().await?;
         let writers = Writers::begin(&self.lab).await?;
@@ -113,8 +111,18 @@ impl Wild {
             sessions.push(node.connect().await?);
         }
         let sessions: Vec<&Session> = sessions.iter().collect();
+        let mut streams = Vec::new();
+        for node in self.lab.nodes() {
+            streams.push(topic::read(self.lab.kafka(), node.name()).await?);
+        }
         for (table, layout) in tables.iter().zip(&plan.layouts) {
-            verdict::equal(&sessions, &LAYOUTS[*layout], table).await?;
+            let layout = &LAYOUTS[*layout];
+            verdict::equal(&sessions, layout, table).await?;
+            let mut sums = Sums::default();
+            for stream in &streams {
+                sums.add(stream.iter().map(|record| record.value.as_slice()), table)?;
+            }
+            sums.check(sessions[0], layout, table).await?;
         }
         for session in sessions {
             verdict::quiet(session).await?;

@@ -30,6 +30,7 @@
 //! | [`proxy`] | what can be put between a relay and its database or Kafka: it cuts, stalls, delays |
 //! | [`session`] | a connection with short ways to ask and to expect errors |
 //! | [`node`], [`lab`] | a database with extension, name and relay; all of them together |
+//! | [`builder`] | how they are brought up |
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
 //! | [`topic`] | what a node's stream holds |
 //! | [`drain`] | what a node's queue holds, without a relay |
@@ -38,11 +39,12 @@
 //! | [`logs`] | finding what must never be in a server's log |
 //!
 //! A lab that is dropped looks through its servers' logs and panics on a crash, unless the test said
-//! [`lab::Builder::crashes`]; if the test is failing already it prints the ends of all logs.
+//! [`Builder::crashes`]; if the test is failing already it prints the ends of all logs.
 //!
 //! Environment: `PG_CONFIG` (which PostgreSQL), `DUPLEX_KAFKA_HOME` (folder of jars), `KAFKA_BOOTSTRAP_SERVERS` (use
 //! this broker and start none), `DUPLEX_RELAY_BIN`, `TMPDIR`, `DUPLEX_LAB_KEEP=1` (leave the folder).
 
+pub mod builder;
 pub mod clock;
 pub mod cluster;
 #[path = "../converge/mod.rs"]
@@ -63,11 +65,12 @@ pub mod session;
 pub mod topic;
 pub mod wait;
 
+pub use builder::Builder;
 pub use clock::Skew;
 pub use cluster::Cluster;
 pub use drain::Drain;
 pub use kafka::Kafka;
-pub use lab::{Builder, Lab};
+pub use lab::Lab;
 pub use node::{Doors, Node};
 pub use proxy::Proxy;
 pub use relay::Relay;

@@ -10,6 +10,7 @@ mod conflict_counters;
 mod conflict_history;
 mod conflict_orders;
 mod conflict_policy;
+mod conflict_races;
 mod conflict_storm;
 mod constraints;
 mod converge;

@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use super::relay_command::run;
 
 /// The tables: name and kind.
-const TABLES: [(&str, &str); 3] = [("p", "plain"), ("u", "several unique keys"), ("f", "parent and child")];
+const TABLES: [(&str, &str); 4] =
+    [("p", "plain"), ("u", "several unique keys"), ("f", "parent and child"), ("c", "counter")];
 
 fn tables() -> impl Iterator<Item = (&'static str, &'static Layout)> {
     TABLES
@@ -27,13 +28,7 @@ fn tables() -> impl Iterator<Item = (&'static str, &'static Layout)> {
 
 /// The statements that make and enable all tables.
 fn schema() -> String {
-    tables()
-        .map(|(table, layout)| {
-            let names = layout.tables(table).into_iter().map(|(name, _)| name);
-            let enable: String = names.map(|name| format!("select duplex.enable('{name}');")).collect();
-            format!("{}; {enable}", layout.create(table))
-        })
-        .collect()
+    tables().map(|(table, layout)| layout.create(table)).collect()
 }
 
 /// Sessions that write until they are told to stop.

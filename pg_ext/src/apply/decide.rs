@@ -235,15 +235,6 @@ impl Table {
             let command = if held.is_some() { pg_sys::CmdType::CMD_UPDATE } else { pg_sys::CmdType::CMD_INSERT };
             generate(leaf, estate, command);
             let values = claimant.values(leaf, leaf.write);
-            if claimant.is_claimed(leaf, &values, arrival, &mut met) {
-                if let Some((held, version)) = held {
-                    claimant.release(leaf, held, &[], version.as_ref(), arrival);
-                    leaf.remove(leaf.found, estate);
-                }
-                self.hide_own(claimant, &values, arrival)?;
-                self.make_way(claimant, &values, None, arrival, &mut met)?;
-                return Ok(Some(met));
-            }
             let written = if held.is_some() { leaf.update(estate) } else { leaf.insert(estate) };
             let taken = match written {
                 Written::KeyTaken | Written::Overtaken => return Ok(None),
@@ -254,18 +245,20 @@ impl Table {
                 let after = claimant.values(leaf, leaf.write);
                 claimant.release(leaf, held, &after, version.as_ref(), arrival);
             }
-            if taken.is_empty() {
-                return Ok(Some(met));
-            }
-            let own = (*leaf.write).tts_tid;
-            let mut after = claimant.values(leaf, leaf.write);
-            for (unique, values) in leaf.uniques.iter().zip(&mut after) {
-                if !taken.contains(&(*unique.index).rd_id) {
-                    *values = None;
+            if !taken.is_empty() {
+                let own = (*leaf.write).tts_tid;
+                let mut after = claimant.values(leaf, leaf.write);
+                for (unique, values) in leaf.uniques.iter().zip(&mut after) {
+                    if !taken.contains(&(*unique.index).rd_id) {
+                        *values = None;
+                    }
                 }
+                self.make_way(claimant, &after, Some(own), arrival, &mut met)?;
             }
-            self.make_way(claimant, &after, Some(own), arrival, &mut met)?;
+            // Asked only now: a local transaction that gave a value up before this row stood in the indexes has ended, or was
+            // waited for, and its claim is to be seen; one that comes later waits for this one.
             let leaf = self.current();
+            claimant.note_claims(leaf, &values, arrival, &mut met);
             if met.hidden && find(leaf, pg_sys::LockTupleMode::LockTupleExclusive) {
                 leaf.remove(leaf.found, estate);
                 self.hide_own(claimant, &values, arrival)?;

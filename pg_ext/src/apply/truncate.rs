@@ -259,7 +259,9 @@ impl Kept<'_> {
                     counter.amount(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
                 })
                 .collect();
-            if !is_nothing(&left) {
+            if is_nothing(&left) {
+                self.keeper.forget_residual(&key);
+            } else {
                 self.keeper.remember(&key, Standing::Gone, Some(&version.unwrap_or_else(oldest)), &left);
             }
         }

@@ -300,13 +300,15 @@ impl Capture<'_> {
                 values.deform(tuple, self.relation.rd_att, self.table.attributes);
                 let replaced = self.replaced(tuple, &values);
                 let residual: Vec<Amount> = self.amounts(&values).collect();
+                let key = self.registers.key(values.row(tuple));
                 if is_nothing(&residual) {
+                    self.kept.registers.forget_residual(&key);
                     continue;
                 }
                 let origin = transaction::origin_name(replaced);
                 let held = Held { replaced, origin: origin.as_deref() }.stored();
                 let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
-                self.kept.registers.remember(&self.registers.key(values.row(tuple)), version, &residual);
+                self.kept.registers.remember(&key, version, &residual);
             }
             pg_sys::heap_endscan(scan);
             pg_sys::UnregisterSnapshot(snapshot);

@@ -102,6 +102,20 @@ impl Keeper {
         found
     }
 
+    /// Nothing is left under a key, and no row to be remembered.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn forget_residual(&mut self, key: &[pg_sys::Datum]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if !Register::is_empty(self.tombstones) && remove_all(&self.open().0, key) {
+                pg_sys::CommandCounterIncrement();
+                pg_sys::UpdateActiveSnapshotCommandId();
+            }
+        }
+    }
+
     /// Remembers a key that has no row, in place of what was remembered of it. Without a version it has that of the
     /// transaction.
     ///
@@ -232,6 +246,23 @@ impl Local {
             }
             register.close();
             found
+        }
+    }
+
+    /// Nothing is left under a key, and no row to be remembered.
+    ///
+    /// # Safety
+    /// As [`Self::residual`].
+    pub(crate) unsafe fn forget_residual(self, key: &[pg_sys::Datum]) {
+        // SAFETY: as the caller promises; the register is closed again.
+        unsafe {
+            if !Register::is_empty(self.tombstones) {
+                let register = Register::open(self.tombstones);
+                if remove_all(&register, key) {
+                    pg_sys::CommandCounterIncrement();
+                }
+                register.close();
+            }
         }
     }
 

@@ -150,17 +150,17 @@ impl Claimant<'_> {
         leaf.uniques.iter().map(|unique| unsafe { index::values(unique.info, slot, self.estate) }).collect()
     }
 
-    /// Whether another key has claimed one of the values later than the version that arrives.
+    /// Looks whether another key has claimed one of the values later than the version that arrives.
     ///
     /// # Safety
     /// Inside a transaction; the values are those of the row that arrives.
-    pub(crate) unsafe fn is_claimed(
+    pub(crate) unsafe fn note_claims(
         &self,
         leaf: &Leaf,
         values: &[Option<Values>],
         arrival: &mut Arrival<'_>,
         met: &mut Met,
-    ) -> bool {
+    ) {
         for (unique, values) in leaf.uniques.iter().zip(values) {
             let (Some(claims), Some(values)) = (unique.claims, values) else { continue };
             // SAFETY: as the caller promises.
@@ -171,7 +171,6 @@ impl Claimant<'_> {
                 met.hidden = true;
             }
         }
-        met.hidden
     }
 
     /// Remembers the values that the key held at `version` and that `after` does not show any more.

@@ -8,7 +8,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use duplex_lab::lab::Builder;
+use duplex_lab::Builder;
 use duplex_lab::{Lab, Node, Session, until};
 
 use self::duplex::Duplex;
