@@ -74,6 +74,7 @@ pub struct Builder {
     proxied: bool,
     skews: Vec<Option<Skew>>,
     newcomers: usize,
+    heartbeats: Option<String>,
 }
 
 impl Builder {
@@ -158,6 +159,12 @@ impl Builder {
         self.own_clusters()
     }
 
+    /// Nodes publish their watermarks in this interval.
+    pub fn heartbeats(mut self, interval: &str) -> Self {
+        self.heartbeats = Some(interval.to_owned());
+        self
+    }
+
     /// Brings it up.
     ///
     /// # Errors
@@ -236,6 +243,10 @@ impl Builder {
             }
         };
         cluster.create_database(&database).await?;
+        if let Some(interval) = &self.heartbeats {
+            let sql = format!("alter database \"{database}\" set duplex.heartbeat_interval = {}", literal(interval));
+            cluster.connect("postgres").await?.exec(&sql).await?;
+        }
         Ok(Node { database, name, cluster, relay: None, doors: None })
     }
 }
@@ -267,6 +278,7 @@ impl Lab {
             proxied: false,
             skews: Vec::new(),
             newcomers: 0,
+            heartbeats: None,
         }
     }
 
