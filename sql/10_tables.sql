@@ -30,6 +30,10 @@ create table duplex.peer_registry (
     last_lsn         bigint      not null default 0,
     last_xid         bigint      not null default 0,
     settled          timestamptz,
+    held             timestamptz,
+    heard_at         timestamptz,
+    clock_skew       interval,
+    stamped_ahead    timestamptz,
     state            text        not null default 'waiting'
         check (state in ('waiting', 'running', 'retrying', 'stopped', 'gap')),
     reason           text,
@@ -43,6 +47,10 @@ create table duplex.peer_registry (
     paused_others_wait boolean   not null default false
 );
 comment on table duplex.peer_registry is 'Nodes whose streams are applied here, and how that is going.';
+comment on column duplex.peer_registry.settled is 'The peer''s watermark W: nothing that is stamped at or before will follow.';
+comment on column duplex.peer_registry.held is 'The peer''s watermark S: the least W that it holds, its own included.';
+comment on column duplex.peer_registry.heard_at is 'When what the peer says of itself was last written down here.';
+comment on column duplex.peer_registry.stamped_ahead is 'The stream stopped at a transaction with this stamp, since the peer''s clock runs too far ahead.';
 comment on column duplex.peer_registry.node_id is 'The identity in the peer''s newest hello; another one later is another database.';
 comment on column duplex.peer_registry.hello_offset is 'Where the peer''s newest hello is in its topic: what stands there proves that the topic is the same.';
 comment on column duplex.peer_registry.kafka_cluster is 'The Kafka cluster that holds the stream.';
@@ -117,9 +125,11 @@ create table duplex.drain_state (
     current      pg_snapshot not null,
     lsn          bigint      not null default 0,
     xid          bigint      not null default 0,
-    topic_offset bigint
+    topic_offset bigint,
+    settled      timestamptz
 ) with (fillfactor = 20);
 comment on table duplex.drain_state is 'How far the queue has been published: all that previous saw, and of current all up to (lsn, xid).';
+comment on column duplex.drain_state.settled is 'This node''s own watermark W: all of its transactions that are not later are here and published.';
 
 -- The queue: three tables that take turns, so that one whose rows are all published can be truncated while writers
 -- use another. Rows are only ever appended: no index, no TOAST (payloads are compressed before they come here and cut

@@ -137,17 +137,3 @@ end
 $$;
 comment on function duplex.row_version(regclass, text[]) is
     'The version of the row with that key: when and on which node it was last written. Also of one that is gone.';
-
-create function duplex.maintain() returns void
-    language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-    perform duplex.clean_conflict_history();
-    -- Where REINDEX CONCURRENTLY gave an index another oid; PostgreSQL tells nobody.
-    perform duplex.fit_registers(r.relid)
-       from duplex.registers r
-      where r.of_index <> 0 and not exists (select from pg_class c where c.oid = r.of_index)
-      group by r.relid;
-end
-$$;
-comment on function duplex.maintain() is 'Relay, every few seconds: what has to be looked after in small steps.';

@@ -93,7 +93,7 @@ begin
     -- Taken up when the relay opens the stream, in the transaction that moves the replication origin's progress.
     update duplex.peer_registry p
        set state = 'waiting', reason = null, node_id = null, generation = 0, last_lsn = 0, last_xid = 0,
-           hello_offset = null, kafka_cluster = null, start_offset = next_offset, skip_next = false,
+           hello_offset = null, kafka_cluster = null, settled = null, held = null, start_offset = next_offset, skip_next = false,
            state_changed_at = now()
      where p.name = resync_peer.name;
     update duplex.apply_errors e

@@ -40,6 +40,9 @@ select p.name,
        p.node_id,
        p.generation,
        p.settled,
+       p.held,
+       p.heard_at,
+       p.clock_skew,
        p.skip_next,
        p.added_at,
        p.kafka_cluster,
@@ -58,6 +61,13 @@ comment on view duplex.peers is 'The nodes whose streams are applied here, and h
 comment on column duplex.peers.state is
     'waiting: no stream yet; running; retrying: a passing error; paused: an operator holds it; stopped: a change cannot be applied; gap: Kafka no longer has what comes next.';
 comment on column duplex.peers.reason is 'Why it is not running, and what to do.';
+comment on column duplex.peers.settled is
+    'The peer''s watermark W: nothing that is stamped at or before will come from it any more. Null before it has said so.';
+comment on column duplex.peers.held is 'The peer''s watermark S: the least W that it holds itself, its own included.';
+comment on column duplex.peers.heard_at is
+    'When its watermarks and its clock were last written down here: every few seconds where something waits for them, else every minute.';
+comment on column duplex.peers.clock_skew is
+    'The stamp of the record from then less the local clock at its arrival: the peer''s clock is ahead by at least so much. Below zero: by so much it is behind, or so long the record was on its way.';
 comment on column duplex.peers.failed_change is 'The very change at which the stream stands still: its row of duplex.apply_errors.';
 comment on column duplex.peers.parked is 'Changes of this peer that wait in duplex.parked.';
 comment on column duplex.peers.paused_at is 'Since when an operator holds the stream, also where it has stopped besides.';

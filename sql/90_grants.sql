@@ -18,7 +18,7 @@ revoke all on all routines in schema duplex from public;
 revoke all on schema duplex from public;
 
 grant usage on schema duplex to duplex_relay;
-grant select on duplex.node, duplex.tables, duplex.peers, duplex.queue_status, duplex.apply_errors, duplex.parked,
+grant select on duplex.node, duplex.tables, duplex.peers, duplex.status, duplex.registers_status, duplex.queue_status, duplex.apply_errors, duplex.parked,
     duplex.conflict_history, duplex.conflict_stats to duplex_relay;
 grant execute on function
     duplex.drain_open(bigint),
@@ -35,6 +35,9 @@ grant execute on function
     duplex.meet_kafka(text, text),
     duplex.drain_missing(bigint[], bigint[]),
     duplex.next_offset(text),
+    duplex.register_rows(oid),
+    duplex.horizon(oid),
+    duplex.time_of(bigint),
     duplex.apply_skip(bigint),
     duplex.compare_table(jsonb),
     duplex.described_columns(jsonb),

@@ -1,6 +1,7 @@
 //! Settings, all under the prefix `duplex`.
 
 use std::ffi::CString;
+use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
@@ -11,6 +12,7 @@ static QUEUE_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static QUEUE_FULL: GucSetting<QueueFull> = GucSetting::<QueueFull>::new(QueueFull::Warn);
 static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static MAX_CLOCK_SKEW: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static HEARTBEAT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
 /// What happens to a transaction that finds the queue beyond its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, pgrx::PostgresGucEnum)]
@@ -82,6 +84,16 @@ pub(crate) fn init() {
         GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
+        c"duplex.heartbeat_interval",
+        c"How often this node publishes its watermarks.",
+        c"Peers forget no deleted key before they have heard that nothing older will come.",
+        &HEARTBEAT_INTERVAL,
+        100,
+        3_600_000,
+        GucContext::Suset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
         c"duplex.conflict_retention",
         c"How long records of conflicts are kept in duplex.conflict_history.",
         c"Older ones are removed by and by; duplex.conflict_stats goes on counting them.",
@@ -131,4 +143,9 @@ pub(crate) fn queue_limit() -> Option<(u64, QueueFull)> {
 /// The furthest that a peer's clock may run ahead, in microseconds.
 pub(crate) fn max_clock_skew() -> i64 {
     i64::from(MAX_CLOCK_SKEW.get()) * 1000
+}
+
+/// How often this node publishes its watermarks.
+pub(crate) fn heartbeat_interval() -> Duration {
+    Duration::from_millis(HEARTBEAT_INTERVAL.get().unsigned_abs().into())
 }

@@ -118,12 +118,13 @@ impl Control {
         self.query("reporting why a stream stopped", sql, &arguments).await.map(drop)
     }
 
-    /// Lets the database look after what it keeps: a little at a time.
+    /// Lets the database look after what it keeps: a little at a time. Returns whether it wants to go on soon.
     ///
     /// # Errors
     /// If the database cannot be reached.
-    pub async fn maintain(&self) -> Result<(), Error> {
-        self.query("looking after the database's records", "select duplex.maintain()", &[]).await.map(drop)
+    pub async fn maintain(&self) -> Result<bool, Error> {
+        let rows = self.query("looking after the database's records", "select duplex.maintain()", &[]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// A peer's state, for a stream that waits for a person to set it back to `waiting`. `None` if the peer is gone.

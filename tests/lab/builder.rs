@@ -72,6 +72,7 @@ pub struct Builder {
     proxied: bool,
     skews: Vec<Option<Skew>>,
     newcomers: usize,
+    heartbeats: Option<String>,
 }
 
 impl Default for Builder {
@@ -90,6 +91,7 @@ impl Default for Builder {
             proxied: false,
             skews: Vec::new(),
             newcomers: 0,
+            heartbeats: None,
         }
     }
 }
@@ -176,6 +178,12 @@ impl Builder {
         self.own_clusters()
     }
 
+    /// Nodes publish their watermarks in this interval.
+    pub fn heartbeats(mut self, interval: &str) -> Self {
+        self.heartbeats = Some(interval.to_owned());
+        self
+    }
+
     /// Brings it up.
     ///
     /// # Errors
@@ -254,6 +262,10 @@ impl Builder {
             }
         };
         cluster.create_database(&database).await?;
+        if let Some(interval) = &self.heartbeats {
+            let sql = format!("alter database \"{database}\" set duplex.heartbeat_interval = {}", literal(interval));
+            cluster.connect("postgres").await?.exec(&sql).await?;
+        }
         Ok(Node { database, name, cluster, relay: None, doors: None })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use duplex_protocol::json::View;
-use duplex_protocol::record::{Header, Position, Record};
+use duplex_protocol::record::{Header, Kind, Position, Record};
 use serde_json::Value;
 
 use crate::Node;
@@ -53,6 +53,9 @@ impl Drain {
         for row in rows {
             let bytes: Vec<u8> = row.get(0);
             let record = Record::decode(&bytes)?;
+            if record.header.kind != Kind::Transaction {
+                continue;
+            }
             let shown = self.view.record(&record, self.offset)?;
             self.offset += 1;
             let changes = self.open.entry(record.header.position).or_default();

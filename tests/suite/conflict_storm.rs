@@ -97,8 +97,20 @@ async fn write(session: Session, seed: u64, until: Instant) -> Result<(usize, [i
     Ok((done, sums))
 }
 
-async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
-    let lab = Lab::shared(nodes).await?;
+/// Has a node forget all that it may, all the time, for as long as the storm lasts.
+async fn forget(session: Session, until: Instant) -> Result<usize> {
+    let mut forgotten = 0;
+    while Instant::now() < until {
+        let before = session.number("select register_rows from duplex.status").await?;
+        session.exec("select duplex.maintain()").await?;
+        let after = session.number("select register_rows from duplex.status").await?;
+        forgotten += usize::try_from(before - after).unwrap_or(0);
+    }
+    Ok(forgotten)
+}
+
+async fn storm(nodes: usize, lasting: Duration, forgets: bool) -> Result<()> {
+    let lab = Lab::builder().nodes(nodes).heartbeats(if forgets { "100ms" } else { "5s" }).start().await?;
     lab.create_everywhere(
         "create table s (id int primary key, v text);
          create table u (id int primary key, mail text unique, nick text);
@@ -123,6 +135,10 @@ async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
             writers.push(tokio::spawn(write(node.connect().await?, seed, until)));
         }
     }
+    let mut forgetting = Vec::new();
+    for node in lab.nodes().iter().filter(|_| forgets) {
+        forgetting.push(tokio::spawn(forget(node.connect().await?, until)));
+    }
     let (mut done, mut sums) = (0, [0; TALLIES]);
     for writer in writers {
         let (made, added) = writer.await??;
@@ -130,6 +146,9 @@ async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
         sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added);
     }
     ensure!(done > 100, "only {done} transactions were made");
+    for forgotten in forgetting {
+        ensure!(forgotten.await?? > 0, "nothing was ever forgotten");
+    }
     lab.converges(&["s", "u", "c", "tally"]).await?;
     let tallies: Vec<String> = sums.iter().enumerate().map(|(id, sum)| format!("id={id} | n={sum}")).collect();
     assert_eq!(lab.node(0).dump("tally", &[]).await?, tallies, "the sums of all additions");
@@ -142,10 +161,15 @@ async fn storm(nodes: usize, lasting: Duration) -> Result<()> {
 
 #[tokio::test]
 async fn two_nodes() -> Result<()> {
-    storm(2, Duration::from_secs(8)).await
+    storm(2, Duration::from_secs(8), false).await
 }
 
 #[tokio::test]
 async fn three_nodes() -> Result<()> {
-    storm(3, Duration::from_secs(8)).await
+    storm(3, Duration::from_secs(8), false).await
+}
+
+#[tokio::test]
+async fn three_nodes_that_forget_all_the_time() -> Result<()> {
+    storm(3, Duration::from_secs(8), true).await
 }

@@ -8,6 +8,7 @@ use duplex_protocol::stream::EntryReader;
 use duplex_protocol::version::Version;
 use pgrx::{Array, PgSqlErrorCode, Spi, check_for_interrupts, pg_extern, pg_sys};
 
+use crate::apply::heard;
 use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
 use crate::apply::transaction::{Progress, Source, Writer};
@@ -34,7 +35,7 @@ pub(crate) fn forget_chunks() {
 }
 
 /// `call duplex.apply_batch(records, offsets)`: applies whole transactions, hellos and heartbeats, each of them committed
-/// together with its offset. An error ends the batch; what came before stays.
+/// together with its offset (of heartbeats not all: see [`heard`]). An error ends the batch; what came before stays.
 #[pg_extern(sql = "")]
 fn apply_batch(records: Option<Array<'_, &[u8]>>, offsets: Option<Array<'_, i64>>, fcinfo: pg_sys::FunctionCallInfo) {
     // SAFETY: the server passes a valid structure.
@@ -89,7 +90,11 @@ fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], o
     }
     match record.header.kind {
         Kind::Hello => greet(session, &record.header, &Hello::decode(record.body)?, offset)?,
-        Kind::Heartbeat => settle(session, &record.header),
+        Kind::Heartbeat => {
+            if !heard::take(session, &record.header, offset)? {
+                return Ok(());
+            }
+        }
         Kind::Transaction => {
             if record.header.chunk != 0 || !record.header.last {
                 return Err(Failure::new(
@@ -191,7 +196,7 @@ fn version(header: &Header) -> Version {
 }
 
 fn wait(session: &mut Session, header: &Header) -> Result<()> {
-    waits::clock(header)?;
+    waits::clock(header, &mut session.heard)?;
     if session.peer == session.own {
         // What this node once had and lost again: the others' changes that it had seen come back beside it, and it is
         // the versions that decide. It must not wait for a stream that stands still.
@@ -245,24 +250,5 @@ fn greet(session: &Session, header: &Header, hello: &Hello, offset: u64) -> Resu
         .hint("If it was made anew, remove the peer, copy the data, and add it again.")),
         Ok(_) => Ok(()),
         Err(err) => Err(Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string())),
-    }
-}
-
-/// Keeps the peer's watermark, and how far its stream was applied.
-fn settle(session: &Session, header: &Header) {
-    let settled = pgrx::datum::TimestampWithTimeZone::try_from(header.settled).ok();
-    let updated = with_own_tables(|| {
-        Spi::run_with_args(
-            "update duplex.peer_registry set settled = coalesce($2, settled), last_lsn = $3, last_xid = $4 where name = $1",
-            &[
-                session.peer.as_str().into(),
-                settled.into(),
-                session.position.lsn.cast_signed().into(),
-                session.position.xid.cast_signed().into(),
-            ],
-        )
-    });
-    if let Err(err) = updated {
-        Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()).raise();
     }
 }

@@ -14,7 +14,7 @@ use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
 
 use crate::apply::own::with_own_tables;
 use crate::apply::transaction::{Progress, Source, Writer};
-use crate::apply::{park, session, subtransaction};
+use crate::apply::{heard, park, session, subtransaction};
 use crate::errors::{Failure, OrRaise as _, Result};
 
 /// How many transactions more are applied with care after one that needed it: troubles come in flocks.
@@ -58,7 +58,7 @@ fn apply_careful() {
     .or_raise();
 }
 
-/// `duplex.apply_failure()`: records the change that failed last.
+/// `duplex.apply_failure()`: records the change that failed last, or how far ahead the clock was that it failed for.
 #[pg_extern(sql = "")]
 fn apply_failure() -> TableIterator<
     'static,
@@ -71,6 +71,7 @@ fn apply_failure() -> TableIterator<
     ),
 > {
     let row = session::with(|session| {
+        heard::record_skew(session)?;
         let Some(Failed { source, ordinal, change, failure }) = FAILED.take() else { return Ok(None) };
         let id = record(&session.peer, source, ordinal, &change, &failure, None)?;
         Ok(Some((id, source.offset.cast_signed(), ordinal.cast_signed(), change.operation, change.table)))

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `session` | marking a session as replication from one peer, and what it remembers |
 //! | `batch` | whole transactions, each committed for itself; chunks of one inside the caller's transaction |
+//! | `heard` | what a peer says of itself in heartbeats: its watermarks, its clock |
 //! | `waits` | the clock guard and the causal order |
 //! | `transaction` | one transaction's entries, in their order |
 //! | `careful` | each change in a subtransaction of its own, to find the one that fails |
@@ -24,6 +25,7 @@ mod batch;
 mod careful;
 mod decide;
 pub(crate) mod find;
+mod heard;
 mod keep;
 pub(crate) mod own;
 mod park;

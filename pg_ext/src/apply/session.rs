@@ -8,6 +8,7 @@ use pgrx::iter::TableIterator;
 use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_guard, pg_sys};
 
 use crate::apply::batch;
+use crate::apply::heard::Heard;
 use crate::apply::own::with_own_tables;
 use crate::apply::park;
 use crate::apply::relation::Targets;
@@ -32,6 +33,8 @@ pub(crate) struct Session {
     pub(crate) targets: Targets,
     /// The newest transaction applied.
     pub(crate) position: Position,
+    /// What it says of itself.
+    pub(crate) heard: Heard,
     /// So many transactions more are applied with care: each change in a subtransaction.
     pub(crate) careful: u32,
 }
@@ -182,6 +185,7 @@ fn open(peer: &str) -> Result<Peer> {
             own,
             targets: Targets::default(),
             position: Position { lsn: known.lsn.cast_unsigned(), xid: known.xid.cast_unsigned() },
+            heard: Heard::default(),
             careful: 0,
         });
         Ok(())

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use duplex_protocol::record::{Header, Seen};
 use pgrx::{PgSqlErrorCode, Spi, check_for_interrupts, pg_sys};
 
+use crate::apply::heard::Heard;
 use crate::apply::own::with_own_tables;
 use crate::errors::{Failure, Result};
 use crate::{gucs, node};
@@ -23,7 +24,7 @@ pub(crate) type Known = HashMap<String, u64>;
 ///
 /// So whoever writes here after having read the row gets a later version, and last-update-wins never loses an update to
 /// a fast clock.
-pub(crate) fn clock(header: &Header) -> Result<()> {
+pub(crate) fn clock(header: &Header, heard: &mut Heard) -> Result<()> {
     loop {
         // SAFETY: a plain call.
         let now = unsafe { pg_sys::GetCurrentTimestamp() };
@@ -32,11 +33,12 @@ pub(crate) fn clock(header: &Header) -> Result<()> {
             return Ok(());
         }
         if ahead > gucs::max_clock_skew() {
+            heard.ahead = Some((header.commit_ts, now));
             return Err(Failure::new(
                 PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!("the clock of node \"{}\" is {} ms ahead of this one", header.node, ahead / 1000),
             )
-            .hint("Synchronise the clocks (NTP), or raise duplex.max_clock_skew."));
+            .hint("Synchronise the clocks (NTP), or raise duplex.max_clock_skew. The stream goes on once it may."));
         }
         pause(ahead / 1000 + 1);
     }

@@ -20,6 +20,7 @@
 //! | `index` | a row's values in an index, and the rows that hold them |
 //! | `write` | writing a row with its duplicates noted instead of raised |
 //! | `history` | the record of conflicts |
+//! | `forget` | up to when what a table remembers may be forgotten |
 //! | `local` | what a local change leaves in the registers |
 //! | `pending` | tombstones that a local transaction still has to write |
 
@@ -27,6 +28,7 @@ pub(crate) mod arrival;
 pub(crate) mod batch;
 pub(crate) mod claim;
 pub(crate) mod counter;
+mod forget;
 pub(crate) mod history;
 pub(crate) mod index;
 pub(crate) mod kept;

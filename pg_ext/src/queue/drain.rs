@@ -43,6 +43,8 @@ struct Drain {
     watermarks: Watermarks,
     /// The newest transaction handed out, until it is confirmed.
     outstanding: Option<Position>,
+    /// The last transaction confirmed in the pass that is under way.
+    confirmed: Option<Position>,
     last_found: Instant,
     last_rotated: Instant,
     heads: Vec<RowHead>,
@@ -132,10 +134,11 @@ fn open(newest_generation: i64) -> Result<(String, i64, Option<i64>, Vec<u8>)> {
     DRAIN.set(Some(Drain {
         template,
         previous: state.previous,
-        pass: Some(Pass::begin(state.current, Some(state.confirmed))),
+        pass: Some(Pass::begin(state.current, None, Some(state.confirmed))),
         segments: Default::default(),
-        watermarks: Watermarks::default(),
+        watermarks: Watermarks::new(),
         outstanding: None,
+        confirmed: Some(state.confirmed),
         last_found: Instant::now(),
         last_rotated: Instant::now(),
         heads: Vec::new(),
@@ -191,10 +194,11 @@ impl Drain {
                 self.finish_pass();
             }
             // On a server where nobody writes there is nothing to look for, and looking is what an idle relay costs.
-            if self.previous.is_current() {
-                self.watermarks.observe(&self.previous);
-            } else if self.begin_pass(relations)? {
+            if !self.watermarks.settle_quiet(&self.previous) && self.begin_pass(relations)? {
                 continue;
+            }
+            if self.watermarks.beat_is_due() {
+                return Ok(vec![self.heartbeat()?]);
             }
             let now = Instant::now();
             if now >= deadline {
@@ -207,18 +211,22 @@ impl Drain {
 
     /// Begins a pass over what has ended since the last one. Returns whether it found anything.
     fn begin_pass(&mut self, relations: &[pg_sys::Relation; COUNT]) -> Result<bool> {
-        let current = Snapshot::take();
-        self.watermarks.observe(&current);
-        let mut pass = Pass::begin(current, None);
+        let settles = self.watermarks.before_snapshot(relations);
+        let mut pass = Pass::begin(Snapshot::take(), settles, None);
         let found = pass.list(relations, &mut self.segments, &self.previous, &mut self.heads)?;
         self.pass = Some(pass);
         Ok(found)
     }
 
     fn hand_out(&mut self, relations: &[pg_sys::Relation; COUNT], max_bytes: usize) -> Result<Vec<Vec<u8>>> {
-        self.watermarks.stamp(&mut self.template)?;
-        let pass = self.pass.as_mut().expect("handing out follows listing");
         let mut records = Vec::new();
+        // Between two transactions only. What it promises goes for what the pass before has published.
+        if self.outstanding.is_none() && self.watermarks.beat_is_due() {
+            records.push(self.heartbeat()?);
+        } else {
+            self.watermarks.stamp(&mut self.template)?;
+        }
+        let pass = self.pass.as_mut().expect("handing out follows listing");
         let mut bytes = 0;
         let mut body = Vec::new();
         while bytes < max_bytes {
@@ -237,7 +245,43 @@ impl Drain {
         Ok(records)
     }
 
+    /// What this node says of itself, by itself.
+    fn heartbeat(&mut self) -> Result<Vec<u8>> {
+        self.watermarks.stamp(&mut self.template)?;
+        self.watermarks.beaten();
+        let nowhere = Position { lsn: 0, xid: 0 };
+        let header = Header {
+            kind: Kind::Heartbeat,
+            position: nowhere,
+            chunk: 0,
+            last: true,
+            commit_ts: wal::now(),
+            expanded_len: None,
+            ..self.template.clone()
+        };
+        Ok(header.encode_record(&[]))
+    }
+
+    /// Heartbeats have arrived and nothing else: the offset may be written down, which is not worth a commit every time.
+    fn confirm_heartbeats(&mut self, topic_offset: i64) -> Result<()> {
+        if !self.watermarks.writing_is_due()? {
+            return Ok(());
+        }
+        // Where nothing of the pass under way is confirmed, all of it is still to come.
+        let (current, position) = match (&self.pass, self.confirmed) {
+            (Some(pass), Some(confirmed)) => (&pass.current, confirmed),
+            _ => (&self.previous, Position { lsn: 0, xid: 0 }),
+        };
+        state::save(&self.previous, current, position, topic_offset, self.watermarks.settled())?;
+        self.watermarks.written();
+        Ok(())
+    }
+
     fn confirm(&mut self, position: Position, topic_offset: i64) -> Result<()> {
+        if position == (Position { lsn: 0, xid: 0 }) {
+            return self.confirm_heartbeats(topic_offset);
+        }
+        self.confirmed = Some(position);
         if self.outstanding == Some(position) {
             self.outstanding = None;
         }
@@ -246,7 +290,8 @@ impl Drain {
             self.finish_pass();
         }
         let current = self.pass.as_ref().map_or(&self.previous, |pass| &pass.current);
-        state::save(&self.previous, current, position, topic_offset)?;
+        state::save(&self.previous, current, position, topic_offset, self.watermarks.settled())?;
+        self.watermarks.written();
         if finished { self.rotate() } else { Ok(()) }
     }
 
@@ -254,6 +299,8 @@ impl Drain {
     fn finish_pass(&mut self) {
         if let Some(pass) = self.pass.take() {
             self.previous = pass.current;
+            self.confirmed = None;
+            self.watermarks.settle(pass.settles);
             for segment in &mut self.segments {
                 segment.finish_pass();
             }

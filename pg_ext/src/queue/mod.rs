@@ -26,7 +26,7 @@ mod snapshot;
 mod state;
 mod tables;
 mod wal;
-mod watermark;
+pub(crate) mod watermark;
 
 /// Registers the cache callback; called from `_PG_init`.
 pub(crate) fn init() {

@@ -6,6 +6,7 @@
 use std::collections::BinaryHeap;
 
 use duplex_protocol::record::Position;
+use duplex_protocol::version::Timestamp;
 use pgrx::pg_sys;
 
 use super::page::{self, RowHead, RowId};
@@ -40,6 +41,8 @@ pub(crate) struct Chunk {
 pub(crate) struct Pass {
     /// What this pass is about.
     pub(crate) current: Snapshot,
+    /// All that is stamped at or before this is in the topic once the pass is over, if so much is known.
+    pub(crate) settles: Option<Timestamp>,
     listed: Vec<Piece>,
     /// The tables' files that `listed` points into.
     files: [u32; COUNT],
@@ -52,9 +55,9 @@ pub(crate) struct Pass {
 
 impl Pass {
     /// Begins a pass. With `after`, all transactions up to it are left out: they were confirmed before a restart.
-    pub(crate) fn begin(current: Snapshot, after: Option<Position>) -> Self {
+    pub(crate) fn begin(current: Snapshot, settles: Option<Timestamp>, after: Option<Position>) -> Self {
         let handed_out = after.map(|position| (position, u32::MAX));
-        Self { current, listed: Vec::new(), files: [0; COUNT], next: 0, complete: false, handed_out }
+        Self { current, settles, listed: Vec::new(), files: [0; COUNT], next: 0, complete: false, handed_out }
     }
 
     /// Lists the next rows, if those listed are used up and there may be more. Returns whether there is something to

@@ -149,10 +149,17 @@ pub(crate) fn file_number(relation: pg_sys::Relation) -> u32 {
 }
 
 /// A transaction by its backend and that backend's number of it.
-type Writer = (i32, u32);
+pub(crate) type Writer = (i32, u32);
 
 /// The transactions that hold the table for writing now. Prepared ones are left out: they have written all they will.
 fn writers(relation: pg_sys::Relation) -> Vec<Writer> {
+    let mut writers = holders(relation);
+    writers.retain(|&(backend, _)| backend != NO_BACKEND);
+    writers
+}
+
+/// The transactions that hold the table for writing now, prepared ones among them.
+pub(crate) fn holders(relation: pg_sys::Relation) -> Vec<Writer> {
     // SAFETY: the tag names an open relation of this database; the array has as many entries as the count says, and
     // is freed once.
     unsafe {
@@ -169,7 +176,6 @@ fn writers(relation: pg_sys::Relation) -> Vec<Writer> {
         let writers = std::slice::from_raw_parts(found, usize::try_from(count).unwrap_or(0))
             .iter()
             .map(|vxid| (backend(vxid), vxid.localTransactionId))
-            .filter(|&(backend, _)| backend != NO_BACKEND)
             .collect();
         pg_sys::pfree(found.cast());
         writers

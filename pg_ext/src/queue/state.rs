@@ -1,7 +1,8 @@
 //! How far the relay has come, durably: the one row of `duplex.drain_state`.
 
 use duplex_protocol::record::Position;
-use pgrx::datum::DatumWithOid;
+use duplex_protocol::version::Timestamp;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::{PgSqlErrorCode, Spi};
 
 use super::snapshot::Snapshot;
@@ -51,16 +52,25 @@ impl State {
     }
 }
 
-/// Writes how far the relay has come, in the caller's transaction.
-pub(crate) fn save(previous: &Snapshot, current: &Snapshot, confirmed: Position, topic_offset: i64) -> Result<()> {
+/// Writes how far the relay has come, in the caller's transaction. With it goes the node's own watermark: who has this
+/// state, a standby or a backup, has all transactions that are not later.
+pub(crate) fn save(
+    previous: &Snapshot,
+    current: &Snapshot,
+    confirmed: Position,
+    topic_offset: i64,
+    settled: Option<Timestamp>,
+) -> Result<()> {
     let sql = "update duplex.drain_state \
-               set previous = $1::pg_snapshot, current = $2::pg_snapshot, lsn = $3, xid = $4, topic_offset = $5";
-    let arguments: [DatumWithOid<'_>; 5] = [
+               set previous = $1::pg_snapshot, current = $2::pg_snapshot, lsn = $3, xid = $4, topic_offset = $5, \
+                   settled = greatest(settled, $6)";
+    let arguments: [DatumWithOid<'_>; 6] = [
         previous.to_text().into(),
         current.to_text().into(),
         (confirmed.lsn as i64).into(),
         (confirmed.xid as i64).into(),
         topic_offset.into(),
+        settled.and_then(|settled| TimestampWithTimeZone::try_from(settled).ok()).into(),
     ];
     Spi::run_with_args(sql, &arguments).map_err(|err| {
         Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, format!("duplex.drain_state cannot be written: {err}"))

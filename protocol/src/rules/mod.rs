@@ -12,6 +12,7 @@
 //! | [`unique`] | which of two rows keeps a value of a second unique key |
 //! | [`counters`] | what a write adds to a counter |
 //! | [`conflict`] | what is recorded as a conflict, and under which name |
+//! | [`forget`] | what a node need not remember any more |
 //!
 //! They are generic in the version, which has to be totally ordered: [`crate::version::Version`] in the extension. A
 //! version that is `None` belongs to a row whose commit timestamp is gone, and is older than any.
@@ -19,6 +20,7 @@
 pub mod columns;
 pub mod conflict;
 pub mod counters;
+pub mod forget;
 pub mod key;
 pub mod unique;
 

@@ -3,6 +3,7 @@
 use crate::plan::{Op, Wanted};
 use crate::table::{COLUMNS, Cell, Change, Key, Missing, Replaced, Slot, Spec, Table, Version};
 use duplex_protocol::rules::counters;
+use duplex_protocol::rules::forget::Watermark;
 use duplex_protocol::rules::key::Standing;
 use std::collections::BTreeMap;
 
@@ -14,6 +15,8 @@ pub(crate) struct Transaction {
     pub(crate) order: usize,
     /// How many transactions of each node its node had applied.
     pub(crate) seen: Vec<usize>,
+    /// What its node says of itself. A heartbeat says nothing else: it has no changes.
+    pub(crate) watermark: Watermark<i64>,
 }
 
 #[derive(Debug, Clone)]
@@ -21,13 +24,17 @@ pub(crate) struct Node {
     pub(crate) table: Table,
     /// How many transactions of each node it has applied; its own included.
     pub(crate) applied: Vec<usize>,
+    /// What each node has said of itself; its own included.
+    heard: Vec<Watermark<i64>>,
 }
 
 type Rows = BTreeMap<Key, ([Cell; COLUMNS], i64)>;
 
+const NOTHING: Watermark<i64> = Watermark { settled: None, held: None };
+
 impl Node {
     pub(crate) fn new(nodes: usize, spec: Spec, missing: Missing, rows: Key) -> Self {
-        Self { table: Table::new(spec, missing, rows), applied: vec![0; nodes] }
+        Self { table: Table::new(spec, missing, rows), applied: vec![0; nodes], heard: vec![NOTHING; nodes] }
     }
 
     /// Makes a local transaction of the operations that this node's own checks let pass. `None` if nothing is left.
@@ -52,9 +59,31 @@ impl Node {
             return Err(format!("a local transaction made {:?} and its node shows {shown:?}", session.rows));
         }
         self.table = session.table;
+        Ok(Some(self.publish(version, changes, order)))
+    }
+
+    /// Publishes its watermarks, with changes or without. Something may follow at this very tick, and nothing before it.
+    pub(crate) fn publish(&mut self, version: Version, changes: Vec<Change>, order: usize) -> Transaction {
+        let settled = Some(version.time - 1);
+        self.heard[version.origin].settled = settled;
+        let watermark = Watermark { settled, held: self.held() };
         let seen = self.applied.clone();
         self.applied[version.origin] += 1;
-        Ok(Some(Transaction { version, changes, order, seen }))
+        self.heard[version.origin] = watermark;
+        self.forget();
+        Transaction { version, changes, order, seen, watermark }
+    }
+
+    /// The least W that it holds.
+    fn held(&self) -> Option<i64> {
+        self.heard.iter().map(|watermark| watermark.settled).min().flatten()
+    }
+
+    /// Forgets what may be forgotten. What it holds itself counts as it is now.
+    fn forget(&mut self) {
+        let mut all = self.heard.clone();
+        all.push(Watermark { settled: Some(i64::MAX), held: self.held() });
+        self.table.forget(&all);
     }
 
     pub(crate) fn receive(&mut self, transaction: &Transaction) -> Result<(), String> {
@@ -62,6 +91,8 @@ impl Node {
             self.table.apply(change, transaction.version, order, true);
         }
         self.applied[transaction.version.origin] += 1;
+        self.heard[transaction.version.origin] = transaction.watermark;
+        self.forget();
         match self.table.clash() {
             Some((one, other)) => Err(format!("rows {one} and {other} hold one unique value")),
             None => Ok(()),
@@ -87,6 +118,7 @@ struct Session {
 impl Session {
     fn run(&mut self, op: &Op, spec: Spec) {
         let Op { wanted, key, other, cells, mask, delta } = *op;
+        let delta = if spec.counters { delta } else { 0 };
         match wanted {
             Wanted::Insert => self.insert(key, cells, i64::from(delta), spec),
             Wanted::Update => self.update(key, cells, mask, i64::from(delta), spec),

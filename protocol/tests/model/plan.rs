@@ -60,6 +60,10 @@ pub(crate) enum Step {
         from: usize,
     },
     Tick(i64),
+    /// The node publishes its watermarks.
+    Beat {
+        node: usize,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -97,21 +101,28 @@ impl Plan {
     pub(crate) fn random(seed: u64, steps: usize) -> Self {
         let mut random = Random(seed);
         let nodes = 2 + random.below(4);
-        let spec = Spec { merge: random.one_in(2), unique: random.below(3), composite: random.one_in(4) };
+        let spec = Spec {
+            merge: random.one_in(2),
+            unique: random.below(3),
+            composite: random.one_in(4),
+            counters: random.one_in(2),
+        };
         let rows = random.below(3) as Key;
         let skews = (0..nodes).map(|_| random.below(9) as i64 - 4).collect();
         // Some histories hardly truncate, some do all the time; some hardly deliver.
         let truncates = [0, 1, 10][random.below(3)];
         let delivers = 1 + random.below(6);
+        let beats = [0, 1, 3][random.below(3)];
         let length = 1 + random.below(steps);
         let steps = (0..length)
-            .map(|_| match random.below(4 + delivers) {
+            .map(|_| match random.below(4 + delivers + beats) {
                 0..=2 => {
                     let ops = (0..1 + random.below(3)).map(|_| op(&mut random, truncates)).collect();
                     Step::Commit { node: random.below(nodes), ops }
                 }
                 3 => Step::Tick(random.below(3) as i64),
-                _ => Step::Deliver { to: random.below(nodes), from: random.below(nodes) },
+                n if n < 4 + delivers => Step::Deliver { to: random.below(nodes), from: random.below(nodes) },
+                _ => Step::Beat { node: random.below(nodes) },
             })
             .collect();
         Self { nodes, spec, rows, skews, steps, rest: random.next() }

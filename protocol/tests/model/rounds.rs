@@ -8,16 +8,18 @@ use crate::table::Missing;
 
 const STEPS: usize = 60;
 
-/// Runs rounds from `seed` on; says how many transactions and conflicts there were.
-fn converge(rounds: u64, seed: u64) -> (usize, usize) {
+/// Runs rounds from `seed` on; says how many transactions, conflicts and things forgotten there were.
+fn converge(rounds: u64, seed: u64) -> [usize; 3] {
     let mut transactions = 0;
-    let mut conflicts = 0;
+    let (mut conflicts, mut forgotten) = (0, 0);
     for seed in seed..seed + rounds {
         let world = must_converge(&Plan::random(seed, STEPS), seed);
-        transactions += world.streams.iter().map(Vec::len).sum::<usize>();
+        let all = world.streams.iter().flatten();
+        transactions += all.filter(|transaction| !transaction.changes.is_empty()).count();
         conflicts += world.nodes.iter().flat_map(|node| node.table.conflicts.values()).sum::<usize>();
+        forgotten += world.nodes.iter().map(|node| node.table.forgotten).sum::<usize>();
     }
-    (transactions, conflicts)
+    [transactions, conflicts, forgotten]
 }
 
 /// A hundred thousand rounds, or as many as wanted: `make converge-model ROUNDS=1000000 SEED=7`.
@@ -29,11 +31,13 @@ fn all_nodes_end_up_equal() {
     };
     let (rounds, seed) = (number("ROUNDS", 100_000), number("SEED", 1));
     let started = Instant::now();
-    let (transactions, conflicts) = converge(rounds, seed);
+    let [transactions, conflicts, forgotten] = converge(rounds, seed);
     assert!(transactions > 3 * rounds as usize, "{transactions} transactions are too few");
     assert!(conflicts > 3 * rounds as usize, "{conflicts} conflicts are too few");
+    assert!(forgotten > rounds as usize, "{forgotten} things forgotten are too few");
     println!(
-        "{rounds} rounds from seed {seed}: none diverged; {transactions} transactions, {conflicts} conflicts, {:.1} s",
+        "{rounds} rounds from seed {seed}: none diverged; {transactions} transactions, {conflicts} conflicts, {forgotten} \
+         things forgotten, {:.1} s",
         started.elapsed().as_secs_f64()
     );
 }
@@ -57,6 +61,9 @@ fn without_any_one_register_some_rounds_diverge() {
         Missing::Truncates,
         Missing::TiesByName,
         Missing::ClockGuard,
+        Missing::LastTick,
+        Missing::LeastHeld,
+        Missing::KeptResiduals,
     ] {
         let count = diverging(missing);
         println!("without {missing:?}: {count} of 3000 rounds diverge");

@@ -37,14 +37,24 @@ impl World {
                 self.deliver(*to, *from)?;
             }
             Step::Commit { node, ops } => {
-                let version = Version { time: self.clock(*node), origin: *node };
-                let order = self.streams[*node].last().map_or(0, |last| last.order + last.changes.len());
+                let (version, order) = self.next(*node);
                 if let Some(transaction) = self.nodes[*node].commit(ops, version, order, plan.spec)? {
                     self.streams[*node].push(transaction);
                 }
             }
+            Step::Beat { node } => {
+                let (now, order) = self.next(*node);
+                let heartbeat = self.nodes[*node].publish(now, vec![], order);
+                self.streams[*node].push(heartbeat);
+            }
         }
         Ok(())
+    }
+
+    /// The version of what a node publishes now, and its place in the node's stream.
+    fn next(&self, node: usize) -> (Version, usize) {
+        let order = self.streams[node].last().map_or(0, |last| last.order + last.changes.len());
+        (Version { time: self.clock(node), origin: node }, order)
     }
 
     /// Whether there was something to deliver, and it was allowed.
@@ -52,7 +62,8 @@ impl World {
         let Some(transaction) = self.streams[from].get(self.nodes[to].applied[from]) else { return Ok(false) };
         let too_early = self.missing != Missing::ClockGuard && transaction.version.time >= self.clock(to);
         let unseen = self.missing != Missing::CausalOrder && !self.nodes[to].has_seen(transaction);
-        if to == from || too_early || unseen {
+        // A heartbeat has nothing that would have to wait.
+        if to == from || !transaction.changes.is_empty() && (too_early || unseen) {
             return Ok(false);
         }
         self.nodes[to].receive(transaction)?;
@@ -72,7 +83,7 @@ impl World {
 
     /// What every key's counter must be: what it was at first, and all that was added.
     fn sums(&self, plan: &Plan) -> BTreeMap<Key, i64> {
-        let mut sums: BTreeMap<Key, i64> = (0..plan.rows).map(|key| (key, 10)).collect();
+        let mut sums: BTreeMap<Key, i64> = (0..plan.rows).map(|key| (key, plan.spec.first_counter())).collect();
         for change in self.streams.iter().flatten().flat_map(|transaction| &transaction.changes) {
             if let Change::Put { key, added, .. } | Change::Delete { key, added, .. } = change {
                 *sums.entry(*key).or_default() += added;

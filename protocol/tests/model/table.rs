@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use duplex_protocol::rules::conflict::{self, ConflictKind, Write};
+use duplex_protocol::rules::forget::{Kept, Watermark, horizon, may_forget};
 use duplex_protocol::rules::key::{Effect, Registers, Standing, Wish, arrive, truncates};
 use duplex_protocol::rules::{columns, counters, unique};
 
@@ -56,6 +57,12 @@ pub(crate) enum Missing {
     ClockGuard,
     /// Transactions are applied before those that their node had seen.
     CausalOrder,
+    /// Registers are forgotten one tick too early.
+    LastTick,
+    /// Counters and merged columns are forgotten as whole rows are: once nobody sends anything older.
+    LeastHeld,
+    /// Tombstones are forgotten whatever counters they keep.
+    KeptResiduals,
 }
 
 /// How a table decides.
@@ -67,9 +74,21 @@ pub(crate) struct Spec {
     pub(crate) unique: usize,
     /// Whether the first two columns are unique together, as one index. Takes the place of `unique`.
     pub(crate) composite: bool,
+    /// Whether there is a counter.
+    pub(crate) counters: bool,
 }
 
 impl Spec {
+    /// What the counter of a row is at first.
+    pub(crate) fn first_counter(&self) -> i64 {
+        if self.counters { 10 } else { 0 }
+    }
+
+    /// What the registers are kept for.
+    fn kept(&self) -> Kept {
+        if self.merge || self.counters { Kept::ForSums } else { Kept::ForVersions }
+    }
+
     /// The columns of each unique index.
     pub(crate) fn indexes(&self) -> &'static [&'static [u16]] {
         const SINGLE: [&[u16]; 2] = [&[0], &[1]];
@@ -112,6 +131,8 @@ pub(crate) struct Table {
     claims: BTreeMap<(Value, Key), Stamp>,
     truncated: Option<Version>,
     pub(crate) conflicts: BTreeMap<ConflictKind, usize>,
+    /// How much was forgotten.
+    pub(crate) forgotten: usize,
 }
 
 impl Table {
@@ -122,10 +143,18 @@ impl Table {
             version: None,
             row: [Some(key), Some(key), None],
             stamps: [None; COLUMNS],
-            counter: 10,
+            counter: spec.first_counter(),
         };
         let slots = (0..rows).map(|key| (key, slot(key))).collect();
-        Self { spec, missing, slots, claims: BTreeMap::new(), truncated: None, conflicts: BTreeMap::new() }
+        Self {
+            spec,
+            missing,
+            slots,
+            claims: BTreeMap::new(),
+            truncated: None,
+            conflicts: BTreeMap::new(),
+            forgotten: 0,
+        }
     }
 
     /// The rows that a SELECT shows.
@@ -371,6 +400,29 @@ impl Table {
             }
         }
         met
+    }
+
+    /// Forgets all that these watermarks allow.
+    pub(crate) fn forget(&mut self, all: &[Watermark<i64>]) {
+        let kept = if self.missing == Missing::LeastHeld { Kept::ForVersions } else { self.spec.kept() };
+        let early = i64::from(self.missing == Missing::LastTick);
+        let horizon = horizon(kept, all.iter().copied()).map(|horizon| horizon + early);
+        let goes = |at: Option<Version>, keeps_residual: bool| {
+            may_forget(at.map(|at| at.time).as_ref(), horizon.as_ref(), keeps_residual)
+        };
+        let before = self.remembered();
+        let residuals = self.missing != Missing::KeptResiduals;
+        self.slots
+            .retain(|_, slot| slot.standing == Standing::Row || !goes(slot.version, residuals && slot.counter != 0));
+        self.claims.retain(|_, claim| !goes(Some(claim.version), false));
+        self.truncated = self.truncated.filter(|truncated| !goes(Some(*truncated), false));
+        self.forgotten += before - self.remembered();
+    }
+
+    /// How much is remembered beside the rows.
+    fn remembered(&self) -> usize {
+        let tombstones = self.slots.values().filter(|slot| slot.standing != Standing::Row).count();
+        tombstones + self.claims.len() + usize::from(self.truncated.is_some())
     }
 
     fn truncate(&mut self, version: Version) {

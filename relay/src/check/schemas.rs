@@ -106,8 +106,8 @@ async fn described(kafka: &Kafka, peer: &str) -> Result<(Tables, i64), Error> {
     let (reader, extent) = TopicReader::open(kafka, topic_of(peer)).await?;
     let deadline = Instant::now() + LONGEST;
     let mut tables = Tables::new();
-    let (mut end, mut bytes, mut length) = (extent.high, 0, FIRST_BLOCK);
-    while end > extent.low && extent.high - end < MOST_RECORDS && bytes < MOST_BYTES {
+    let (mut end, mut bytes, mut length, mut heartbeats) = (extent.high, 0, FIRST_BLOCK, 0);
+    while end > extent.low && extent.high - end - heartbeats < MOST_RECORDS && bytes < MOST_BYTES {
         let start = (end - length).max(extent.low);
         let mut block = Block::default();
         // A topic that something else writes to may have holes: its last offset then never comes.
@@ -121,6 +121,7 @@ async fn described(kafka: &Kafka, peer: &str) -> Result<(Tables, i64), Error> {
         }
         end = start;
         bytes += block.bytes;
+        heartbeats += block.heartbeats;
         if block.bytes < SMALL_BLOCK {
             length *= 4;
         }
@@ -133,6 +134,8 @@ async fn described(kafka: &Kafka, peer: &str) -> Result<(Tables, i64), Error> {
 struct Block {
     tables: Tables,
     bytes: usize,
+    /// A peer at rest publishes little else.
+    heartbeats: i64,
     /// The transaction that is being read. One whose first chunk is before the block cannot be.
     open: Option<EntryReader>,
 }
@@ -156,6 +159,7 @@ impl Block {
     fn take(&mut self, fetched: &Fetched) {
         self.bytes += fetched.value.len();
         let Ok(record) = Record::decode(&fetched.value) else { return };
+        self.heartbeats += i64::from(record.header.kind == Kind::Heartbeat);
         if record.header.kind != Kind::Transaction {
             return;
         }

@@ -26,7 +26,8 @@ const LOOKS_A_MAINTENANCE: u32 = 10;
 pub async fn run(node: &Arc<Node>, mut stop: Stop) {
     let mut streams: BTreeMap<String, (Stopper, JoinHandle<()>)> = BTreeMap::new();
     let mut lost = false;
-    let mut looks = 0;
+    // Looks to come before the database is to look after its records again.
+    let mut looks = LOOKS_A_MAINTENANCE;
     while !stop.requested() {
         match stop.unless(node.control.info()).await {
             None => break,
@@ -35,11 +36,9 @@ pub async fn run(node: &Arc<Node>, mut stop: Stop) {
                     tracing::info!(node = info.node, "the database answers");
                 }
                 follow(node, &mut streams, &info).await;
-                looks += 1;
-                if looks % LOOKS_A_MAINTENANCE == 0
-                    && let Some(Err(err)) = stop.unless(node.control.maintain()).await
-                {
-                    tracing::warn!(error = %err, advice = err.treatment().1, "the database cannot look after its records");
+                looks -= 1;
+                if looks == 0 {
+                    looks = maintain(node, &mut stop).await;
                 }
             }
             Some(Err(err)) => {
@@ -56,6 +55,18 @@ pub async fn run(node: &Arc<Node>, mut stop: Stop) {
     for (peer, (_, task)) in streams {
         joined(&peer, task).await;
     }
+}
+
+/// Lets the database look after its records; returns in how many looks it is to do so again.
+async fn maintain(node: &Node, stop: &mut Stop) -> u32 {
+    match stop.unless(node.control.maintain()).await {
+        Some(Ok(true)) => return 1,
+        Some(Err(err)) => {
+            tracing::warn!(error = %err, advice = err.treatment().1, "the database cannot look after its records");
+        }
+        Some(Ok(false)) | None => {}
+    }
+    LOOKS_A_MAINTENANCE
 }
 
 /// Starts a stream for each new peer, and ends those of peers that are gone or held: a stream begins again where the

@@ -18,10 +18,13 @@ struct Entry {
     found: Option<Found>,
 }
 
+/// What stands for a heartbeat, which is no transaction and has no place among them.
+pub const NOWHERE: Position = Position { lsn: 0, xid: 0 };
+
 /// Up to where Kafka has everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confirmation {
-    /// The newest whole transaction.
+    /// The newest whole transaction; [`NOWHERE`] if only heartbeats have come since the last one.
     pub position: Position,
     /// Where to read on after a crash: nothing that is not confirmed is at or before it, and either the record there or
     /// the one after it is valid.
@@ -83,14 +86,16 @@ impl InFlight {
         }
     }
 
-    /// Takes the acknowledged whole transactions off the front, and says up to where that is.
+    /// Takes the acknowledged whole transactions and heartbeats off the front, and says up to where that is.
     pub fn confirm(&mut self) -> Option<Confirmation> {
-        let mut confirmation = None;
+        let mut confirmation: Option<Confirmation> = None;
         let mut whole = 0;
         for (index, entry) in self.entries.iter().enumerate() {
             let Some(offset) = entry.offset else { break };
             if entry.last {
-                confirmation = Some(Confirmation { position: entry.position, offset });
+                let before = confirmation.map_or(NOWHERE, |confirmation| confirmation.position);
+                let position = if entry.position == NOWHERE { before } else { entry.position };
+                confirmation = Some(Confirmation { position, offset });
                 whole = index + 1;
             }
         }
@@ -153,6 +158,19 @@ mod tests {
         assert_eq!(flight.confirm(), Some(Confirmation { position: at(3), offset: 103 }));
         assert!(flight.is_empty());
         assert_eq!((flight.unacknowledged(), flight.cost()), (0, 0));
+    }
+
+    #[test]
+    fn a_heartbeat_moves_the_offset_on_and_no_transaction() {
+        let mut flight = InFlight::default();
+        let (beat, a, later) =
+            (flight.sent(NOWHERE, true, 10), flight.sent(at(1), true, 10), flight.sent(NOWHERE, true, 10));
+        flight.acknowledged(beat, 100);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: NOWHERE, offset: 100 }));
+        flight.acknowledged(a, 101);
+        flight.acknowledged(later, 102);
+        assert_eq!(flight.confirm(), Some(Confirmation { position: at(1), offset: 102 }));
+        assert!(flight.is_empty());
     }
 
     #[test]

@@ -13,10 +13,10 @@ pub mod tail;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use duplex_protocol::record::{Header, Hello, Record};
+use duplex_protocol::record::{Header, Hello, Kind, Record};
 use futures_util::future::BoxFuture;
 
-use self::in_flight::InFlight;
+use self::in_flight::{InFlight, NOWHERE};
 use self::producer::Producer;
 use self::replay::Replay;
 use self::source::{Opening, Source};
@@ -165,7 +165,8 @@ impl Publisher {
                 let drains = !ending && !self.pass_is_out && self.in_flight.cost() < MOST_IN_FLIGHT;
                 let confirm =
                     if drains || self.in_flight.unacknowledged() == 0 { self.in_flight.confirm() } else { None };
-                if confirm.is_some() {
+                let confirms_transactions = confirm.is_some_and(|confirm| confirm.position != NOWHERE);
+                if confirms_transactions {
                     failpoints::pass(Place::OutboundAfterPublish);
                 }
                 if self.in_flight.is_empty() {
@@ -173,7 +174,7 @@ impl Publisher {
                 }
                 let drains = !ending && !self.pass_is_out && self.in_flight.cost() < MOST_IN_FLIGHT;
                 let drain = drains.then_some((DRAIN_WAIT_MS, DRAIN_BYTES));
-                (confirming, draining) = (confirm.is_some(), drain.is_some());
+                (confirming, draining) = (confirms_transactions, drain.is_some());
                 if confirm.is_some() || drain.is_some() {
                     request = Some(Box::pin(source.step(confirm, drain)));
                 } else if ending && self.in_flight.unacknowledged() == 0 {
@@ -219,17 +220,20 @@ impl Publisher {
     }
 
     async fn publish(&mut self, records: Vec<Vec<u8>>) -> Result<(), Error> {
-        let mut bytes = 0;
-        if !records.is_empty() {
-            failpoints::pass(Place::OutboundAfterDrain);
-        }
+        let (mut bytes, mut transactions) = (0, false);
         for value in records {
-            bytes += value.len();
             let record = Record::decode(&value).map_err(|source| Error::Record { offset: -1, source })?;
+            if record.header.kind == Kind::Transaction {
+                if !std::mem::replace(&mut transactions, true) {
+                    failpoints::pass(Place::OutboundAfterDrain);
+                }
+                bytes += value.len();
+            }
             self.publish_one(&record.header, &value).await?;
         }
-        // A transaction that is not whole goes on: the server lists a long backlog part by part.
-        self.pass_is_out = self.in_flight.ends_whole() && bytes < DRAIN_BYTES as usize;
+        // A heartbeat says nothing of the pass. A transaction that is not whole goes on: the server lists a long backlog
+        // part by part.
+        self.pass_is_out = transactions && self.in_flight.ends_whole() && bytes < DRAIN_BYTES as usize;
         Ok(())
     }
 
