@@ -51,8 +51,9 @@ comment on view duplex.watermarks is
 comment on column duplex.watermarks.settled is 'W: nothing stamped at or before will be applied here because of this holder.';
 comment on column duplex.watermarks.held is 'S: the least W that the holder has itself.';
 
+-- Without jit, here and below: compiling takes seconds, what these do takes milliseconds.
 create function duplex.horizon_of(sums boolean) returns bigint
-    language c strict stable security definer set search_path = pg_catalog, pg_temp
+    language c strict stable security definer set search_path = pg_catalog, pg_temp set jit = off
     as 'MODULE_PATHNAME', 'horizon_of_wrapper';
 comment on function duplex.horizon_of(boolean) is
     'Up to when registers may be forgotten, in microseconds since 2000: of tables with counters or merged columns, or of the others.';
@@ -84,7 +85,7 @@ comment on function duplex.register_is_empty(oid) is
 
 -- Asked by sessions at each heartbeat, their own and peers': is it worth a commit to write it down?
 create function duplex.watermark_is_wanted(peer text) returns boolean
-    language sql volatile security definer set search_path = pg_catalog, pg_temp
+    language sql volatile security definer set search_path = pg_catalog, pg_temp set jit = off
 as $$
     with w as materialized (select * from duplex.watermarks)
     select (exists (select from duplex.registers r where r.of_index <> r.relid and not duplex.register_is_empty(r.register))
@@ -209,7 +210,7 @@ comment on function duplex.forget(integer) is
     'Removes at most so many rows of registers that no change on its way can ask for. Returns whether there is more to look at.';
 
 create function duplex.maintain() returns boolean
-    language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+    language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off
 as $$
 begin
     perform duplex.clean_conflict_history();

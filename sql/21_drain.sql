@@ -9,14 +9,14 @@ comment on function duplex.drain_open(bigint) is
 
 create function duplex.drain(wait_ms integer, max_bytes integer)
     returns setof bytea
-    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp set jit = off
     as 'MODULE_PATHNAME', 'drain_wrapper';
 comment on function duplex.drain(integer, integer) is
     'Relay: the next records of the stream, waiting for at most so many milliseconds.';
 
 create function duplex.drain_confirm(lsn bigint, xid bigint, topic_offset bigint)
     returns void
-    language c strict volatile security definer set search_path = pg_catalog, pg_temp
+    language c strict volatile security definer set search_path = pg_catalog, pg_temp set jit = off
     as 'MODULE_PATHNAME', 'drain_confirm_wrapper';
 comment on function duplex.drain_confirm(bigint, bigint, bigint) is
     'Relay: Kafka has acknowledged everything up to and including this transaction.';

@@ -45,9 +45,11 @@ thread_local! {
 }
 
 /// What text in the stream is written under, and what must not disturb applying. Set below permission checks.
-const SETTINGS: [(&CStr, &CStr); 14] = [
+const SETTINGS: [(&CStr, &CStr); 15] = [
     (c"session_replication_role", c"replica"),
     (c"synchronous_commit", c"off"),
+    // All queries here are small; compiling one takes longer than any takes to run.
+    (c"jit", c"off"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
     (c"search_path", c""),

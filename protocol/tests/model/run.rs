@@ -42,13 +42,15 @@ impl World {
                     self.streams[*node].push(transaction);
                 }
             }
-            Step::Beat { node } => {
-                let (now, order) = self.next(*node);
-                let heartbeat = self.nodes[*node].publish(now, vec![], order);
-                self.streams[*node].push(heartbeat);
-            }
+            Step::Beat { node } => self.beat(*node),
         }
         Ok(())
+    }
+
+    fn beat(&mut self, node: usize) {
+        let (now, order) = self.next(node);
+        let heartbeat = self.nodes[node].publish(now, vec![], order);
+        self.streams[node].push(heartbeat);
     }
 
     /// The version of what a node publishes now, and its place in the node's stream.
@@ -70,10 +72,21 @@ impl World {
         Ok(true)
     }
 
-    /// Delivers all that is left, in random order.
+    /// Delivers all that is left, in random order, and with it what nodes at rest say of themselves: once for W, once more
+    /// for S.
     pub(crate) fn finish(&mut self, seed: u64) -> Result<(), String> {
-        self.time += 1000;
         let mut random = Random(seed);
+        for _ in 0..2 {
+            self.time += 1000;
+            for node in 0..self.nodes.len() {
+                self.beat(node);
+            }
+            self.deliver_all(&mut random)?;
+        }
+        Ok(())
+    }
+
+    fn deliver_all(&mut self, random: &mut Random) -> Result<(), String> {
         let count = self.nodes.len();
         while self.nodes.iter().any(|node| (0..count).any(|from| node.applied[from] < self.streams[from].len())) {
             self.deliver(random.below(count), random.below(count))?;
