@@ -65,14 +65,19 @@ impl Seat {
             if rows.is_empty() {
                 return Ok(());
             }
+            let mut newest = None;
             for row in rows {
                 let bytes: Vec<u8> = row.get(0);
                 let header = Record::decode(&bytes)?.header;
                 ensure!(header.chunk == 0 && header.last, "a transaction of more than one record: {header:?}");
+                if header.kind == Kind::Transaction {
+                    newest = Some(header.position);
+                }
                 self.stream.push(Published { bytes, header });
             }
+            // A heartbeat is not waited for.
+            let Some(newest) = newest else { return Ok(()) };
             let offset = (self.stream.len() - 1) as i64;
-            let newest = self.stream.last().map(|record| record.header.position).context("rows came")?;
             let arguments = [newest.lsn.cast_signed(), newest.xid.cast_signed(), offset];
             let [lsn, xid, offset] = &arguments;
             self.tap.client().execute("select duplex.drain_confirm($1, $2, $3)", &[lsn, xid, offset]).await?;
@@ -225,11 +230,12 @@ impl Exact {
     /// Publishes and applies all that is left, in an order that hangs on the seed.
     async fn finish(&mut self, plan: &Plan) -> Result<()> {
         let mut dice = Dice::of(plan.seed, 3);
-        for seat in &mut self.seats {
-            seat.publish().await?;
-        }
         let mut pairs: Vec<(usize, usize)> = (0..NODES * NODES).map(|i| (i / NODES, i % NODES)).collect();
         loop {
+            // Each time: what was applied must not have been captured.
+            for seat in &mut self.seats {
+                seat.publish().await?;
+            }
             dice.shuffle(&mut pairs);
             let mut moved = false;
             for (to, from) in &pairs {
@@ -238,10 +244,6 @@ impl Exact {
             if !moved {
                 break;
             }
-        }
-        for seat in &mut self.seats {
-            // What was applied must not have been captured.
-            seat.publish().await?;
         }
         for to in 0..NODES {
             for (from, seat) in self.seats.iter().enumerate() {

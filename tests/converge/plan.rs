@@ -82,7 +82,8 @@ pub struct Plan {
     pub seed: u64,
     /// Its tables, by their number in [`LAYOUTS`].
     pub layouts: Vec<usize>,
-    /// Whether transactions are applied in causal order across streams, or in whichever.
+    /// Whether transactions are applied in causal order across streams, or in whichever; where relays apply them,
+    /// whether others wait for a stream that is held.
     pub causal: bool,
     /// Whether apply goes with care: each change in a subtransaction.
     pub careful: bool,
@@ -95,7 +96,7 @@ impl Plan {
     pub fn exact(seed: u64) -> Self {
         let mut dice = Dice::of(seed, 1);
         let layouts = vec![dice.below(LAYOUTS.len() as u64) as usize];
-        let (causal, careful) = (dice.percent(50), dice.percent(20));
+        let (causal, careful) = (dice.percent(50) || counts(&layouts), dice.percent(20));
         // Some rounds hardly deliver before the end, some all the time.
         let delivers = dice.between(5, 55);
         let truncates = dice.pick(&[0, 0, 4, 15]);
@@ -159,8 +160,14 @@ impl Plan {
                 _ => Strike::StopRelay(node),
             }));
         }
-        Self { seed, layouts, causal: false, careful: false, steps }
+        Self { seed, causal: counts(&layouts), layouts, careful: false, steps }
     }
+}
+
+/// Whether transactions have to come in causal order: an UPDATE that adds nothing, and comes before the row that it
+/// replaced, would leave a counter without a number.
+fn counts(layouts: &[usize]) -> bool {
+    layouts.iter().any(|layout| LAYOUTS[*layout].counts)
 }
 
 fn commit(dice: &mut Dice, layouts: &[usize], truncates: u64) -> Step {

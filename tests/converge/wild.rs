@@ -139,18 +139,21 @@ impl Wild {
                     let _ = writers.orders[node * WRITERS + writer].send(order);
                 }
                 Step::Nap(time) => tokio::time::sleep(*time).await,
-                Step::Strike(strike) => self.strike(*strike).await.with_context(|| format!("{strike:?}"))?,
+                Step::Strike(strike) => {
+                    self.strike(*strike, plan.causal).await.with_context(|| format!("{strike:?}"))?
+                }
                 Step::Publish(_) | Step::Deliver { .. } | Step::Maintain(_) => {}
             }
         }
         Ok(())
     }
 
-    async fn strike(&self, strike: Strike) -> Result<()> {
+    async fn strike(&self, strike: Strike, causal: bool) -> Result<()> {
         let node = |i: usize| self.lab.node(i);
         match strike {
             Strike::Hold { on, of } => {
-                node(on).exec(&format!("select duplex.pause_peer({})", literal(node(of).name()))).await
+                let call = format!("select duplex.pause_peer({}, others_wait => {causal})", literal(node(of).name()));
+                node(on).exec(&call).await
             }
             Strike::Release { on, of } => {
                 let name = literal(node(of).name());
