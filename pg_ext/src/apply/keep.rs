@@ -46,6 +46,7 @@ impl Table {
         arrival: &mut Arrival<'_>,
     ) -> Result<bool> {
         let (target, estate) = (Rc::clone(&self.target), self.estate);
+        self.found = None;
         // SAFETY: as the caller promises.
         unsafe {
             let key = self.key();
@@ -100,8 +101,7 @@ impl Table {
         unsafe {
             self.guard(Guard::Shared);
             let key = self.key();
-            let remembered = self.remembered(&key, arrival);
-            let Remembered { standing, version, residual } = remembered;
+            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let wins = verdict.effect.wins;
             if !wins && !self.alone {
@@ -133,6 +133,13 @@ impl Table {
                 self.keep_gone(&key, standing, verdict, version, &sums);
             }
             if !is_shown && self.has_come() {
+                return Ok(false);
+            }
+            if !self.is_as_found(&key) {
+                if is_shown && self.has_come() {
+                    let leaf = self.current();
+                    leaf.remove(leaf.found, estate);
+                }
                 return Ok(false);
             }
             if let Some(met) = conflict {
@@ -184,7 +191,7 @@ impl Table {
                     let held = claimant.values(leaf, leaf.found);
                     claimant.release(leaf, &held, &[], version.as_ref(), arrival);
                 }
-                self.keeper().remember(&key, Standing::Gone, None, &sums);
+                self.keeper().remember(&key, Standing::Gone, None, &sums, None);
                 self.keeper().forget(&key);
                 let leaf = self.current();
                 leaf.remove(leaf.found, estate);
@@ -200,16 +207,18 @@ impl Table {
         // SAFETY: as the callers promise; the registers are this transaction's alone.
         unsafe {
             let key = self.key();
-            let Remembered { standing, version, residual } = self.remembered(&key, arrival);
+            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before_none(verdict, &version);
             let sums = sums(residual, added);
             if verdict.effect.wins {
-                self.keeper().remember(&key, Standing::Gone, None, &sums);
+                let found = self.found.take();
+                self.keeper().remember(&key, Standing::Gone, None, &sums, found.as_deref());
+                self.found = found;
             } else if added.is_something() || verdict.effect.stamps {
                 self.keep_gone(&key, standing, verdict, version, &sums);
             }
-            if self.has_come() {
+            if self.has_come() || !self.is_as_found(&key) {
                 return Ok(false);
             }
             record(&target, verdict, before, true, arrival)?;
@@ -233,7 +242,18 @@ impl Table {
     unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Remembered {
         let truncated = self.truncated.clone();
         // SAFETY: as the callers promise.
-        unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version) }
+        let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version) };
+        self.found = Some(remembered.places.clone());
+        remembered
+    }
+
+    /// Whether what is remembered of the key is still what the change was decided on.
+    unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum]) -> bool {
+        let found = self.found.take().unwrap_or_default();
+        // SAFETY: as the callers promise.
+        let is_same = unsafe { self.keeper().is_as_found(key, &found) };
+        self.found = Some(found);
+        is_same
     }
 
     /// A change that lost has left something under a key without a row.
@@ -247,8 +267,10 @@ impl Table {
     ) {
         let standing = if standing == Standing::Hidden { standing } else { Standing::Gone };
         let version = (!verdict.effect.stamps).then(|| version.unwrap_or_else(oldest));
+        let found = self.found.take();
         // SAFETY: as the callers promise; without a version it is that of the change.
-        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums) }
+        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums, found.as_deref()) }
+        self.found = found;
     }
 
     /// The row in `write` is hidden: remembers it with what its counters hold.
@@ -257,13 +279,15 @@ impl Table {
     /// As [`Table::put`].
     pub(crate) unsafe fn keep_hidden(&mut self, key: &[pg_sys::Datum]) {
         let target = Rc::clone(&self.target);
+        let found = self.found.take();
         // SAFETY: as the caller promises.
         unsafe {
             let leaf = self.current();
             let left = leaf.amounts(&target.counters, leaf.write);
-            self.keeper().remember(key, Standing::Hidden, None, &left);
+            self.keeper().remember(key, Standing::Hidden, None, &left, found.as_deref());
             self.keeper().forget(key);
         }
+        self.found = found;
     }
 
     /// The row found stays but for its counters, and keeps its version.

@@ -105,6 +105,8 @@ pub(crate) struct Table {
     pub(crate) keeper: Option<Keeper>,
     /// This transaction has the table's registers alone.
     pub(crate) alone: bool,
+    /// Where it was read what is remembered of the key that has no row now.
+    pub(crate) found: Option<Vec<pg_sys::ItemPointerData>>,
 }
 
 impl Table {
@@ -168,6 +170,7 @@ impl Table {
                 tombstones,
                 keeper,
                 alone: false,
+                found: None,
             }))
         }
     }

@@ -262,7 +262,8 @@ impl Kept<'_> {
             if is_nothing(&left) {
                 self.keeper.forget_residual(&key);
             } else {
-                self.keeper.remember(&key, Standing::Gone, Some(&version.unwrap_or_else(oldest)), &left);
+                let version = version.unwrap_or_else(oldest);
+                self.keeper.remember(&key, Standing::Gone, Some(&version), &left, None);
             }
         }
     }

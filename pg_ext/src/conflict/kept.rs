@@ -9,7 +9,7 @@ use duplex_protocol::version::Version;
 use pgrx::{AnyNumeric, FromDatum as _, IntoDatum as _, pg_sys};
 
 use crate::conflict::counter::{Amount, is_nothing};
-use crate::conflict::register::{Entry, Register, Sight};
+use crate::conflict::register::{Entry, Register, Sight, is_same_place};
 use crate::conflict::version::{Stamp, Versions, stored};
 
 const GONE: u8 = b'g';
@@ -22,6 +22,8 @@ pub(crate) struct Remembered {
     pub(crate) version: Option<Version>,
     /// Each counter's, in the policy's order.
     pub(crate) residual: Vec<Amount>,
+    /// Where this was read.
+    pub(crate) places: Vec<pg_sys::ItemPointerData>,
 }
 
 /// The two registers of a table with a policy, opened when they are first used.
@@ -80,6 +82,7 @@ impl Keeper {
     ) -> Remembered {
         let counters = self.counters;
         let mut newest: Option<Remembered> = None;
+        let mut places = Vec::new();
         // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts, origin and residual.
         unsafe {
             let (register, _) = self.open();
@@ -87,19 +90,42 @@ impl Keeper {
                 let kind = entry.value(key.len()).map_or(GONE, |kind| kind.value() as u8);
                 let version = stamp(entry, key.len() + 1).version(versions, incoming);
                 let standing = if kind == HIDDEN { Standing::Hidden } else { Standing::Gone };
+                places.push(entry.place());
                 if newest.as_ref().is_none_or(|newest| version >= newest.version) {
-                    newest = Some(Remembered { standing, version, residual: residual(entry, key.len() + 3, counters) });
+                    let residual = residual(entry, key.len() + 3, counters);
+                    newest = Some(Remembered { standing, version, residual, places: Vec::new() });
                 }
             });
         }
         let Some(mut found) = newest else {
-            return Remembered { standing: Standing::Unknown, version: None, residual: vec![None; counters] };
+            let residual = vec![None; counters];
+            return Remembered { standing: Standing::Unknown, version: None, residual, places };
         };
+        found.places = places;
         // A hidden row that a TRUNCATE would have taken is gone.
         if truncated.is_some_and(|truncated| truncates(truncated, found.version.as_ref())) {
             found.standing = Standing::Gone;
         }
         found
+    }
+
+    /// Whether what is remembered of a key is still what was found, but for what this transaction wrote itself. A local
+    /// transaction may have put a row there and removed it again.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum], found: &[pg_sys::ItemPointerData]) -> bool {
+        let mut is_same = true;
+        // SAFETY: as the caller promises.
+        unsafe {
+            if found.is_empty() && Register::is_empty(self.tombstones) {
+                return true;
+            }
+            self.open().0.find(key, &[], Sight::Latest, |entry| {
+                is_same &= entry.is_own() || found.iter().any(|&place| is_same_place(place, entry.place()));
+            });
+        }
+        is_same
     }
 
     /// Nothing is left under a key, and no row to be remembered.
@@ -116,8 +142,8 @@ impl Keeper {
         }
     }
 
-    /// Remembers a key that has no row, in place of what was remembered of it. Without a version it has that of the
-    /// transaction.
+    /// Remembers a key that has no row, in place of what was found of it, or of all that is there if its row was, which
+    /// this transaction has removed. Without a version it has that of the transaction.
     ///
     /// # Safety
     /// As [`Self::find`].
@@ -127,10 +153,13 @@ impl Keeper {
         standing: Standing,
         version: Option<&Version>,
         residual: &[Amount],
+        found: Option<&[pg_sys::ItemPointerData]>,
     ) {
         // SAFETY: as the caller promises.
         unsafe {
-            remember(&self.open().0, key, standing, stored(version), residual);
+            let (register, _) = self.open();
+            remove(register, key, found);
+            remember(register, key, standing, stored(version), residual);
             pg_sys::UpdateActiveSnapshotCommandId();
         }
     }
@@ -274,6 +303,7 @@ impl Local {
         // SAFETY: as the caller promises; the register is closed again.
         unsafe {
             let register = Register::open(self.tombstones);
+            remove_all(&register, key);
             remember(&register, key, Standing::Gone, version, residual);
             register.close();
         }
@@ -289,7 +319,6 @@ unsafe fn remember(
 ) {
     // SAFETY: as the callers promise; the columns after the key's are kind, commit_ts, origin and residual.
     unsafe {
-        remove_all(register, key);
         let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
         // Nothing is left: then the column is NULL, which is how one sees that the tombstone may be forgotten.
         let kept = (!is_nothing(residual)).then(|| residual.to_vec().into_datum()).flatten();
@@ -309,9 +338,22 @@ unsafe fn remember(
 
 /// Takes all entries of a key out, also what this transaction has written. Says whether there were some.
 unsafe fn remove_all(register: &Register, key: &[pg_sys::Datum]) -> bool {
-    let mut old = Vec::new();
     // SAFETY: as the callers promise.
-    unsafe { register.find(key, &[], Sight::RowByRow, |entry| old.push(entry.place())) };
+    unsafe { remove(register, key, None) }
+}
+
+/// Takes entries of a key out: what this transaction has written, and of the others those that were found, if not all.
+unsafe fn remove(register: &Register, key: &[pg_sys::Datum], found: Option<&[pg_sys::ItemPointerData]>) -> bool {
+    let mut old = Vec::new();
+    let is_found = |entry: Entry| found.is_none_or(|found| found.iter().any(|&at| is_same_place(at, entry.place())));
+    // SAFETY: as the callers promise.
+    unsafe {
+        register.find(key, &[], Sight::RowByRow, |entry| {
+            if entry.is_own() || is_found(entry) {
+                old.push(entry.place());
+            }
+        });
+    }
     for &place in &old {
         // SAFETY: just found there. Whoever wrote it has ended, or was this transaction, by an earlier command.
         unsafe { register.remove(place) };

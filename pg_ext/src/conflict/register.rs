@@ -364,7 +364,7 @@ impl Entry {
     }
 }
 
-fn is_same_place(mut one: pg_sys::ItemPointerData, mut other: pg_sys::ItemPointerData) -> bool {
+pub(crate) fn is_same_place(mut one: pg_sys::ItemPointerData, mut other: pg_sys::ItemPointerData) -> bool {
     // SAFETY: both are copies of places.
     unsafe { pg_sys::ItemPointerEquals(&mut one, &mut other) }
 }

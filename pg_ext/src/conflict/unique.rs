@@ -80,7 +80,7 @@ impl Hiding<'_> {
                 Self::Plain(tombstones) => return tombstones.write(key, Standing::Hidden, Some(version)),
                 Self::Kept(keeper, counters) => {
                     let residual = leaf.amounts(counters, leaf.other);
-                    keeper.remember(key, Standing::Hidden, Some(version), &residual);
+                    keeper.remember(key, Standing::Hidden, Some(version), &residual, None);
                     keeper.forget(key);
                 }
             }
