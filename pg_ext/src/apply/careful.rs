@@ -153,7 +153,7 @@ pub(crate) fn apply(writer: &mut Writer<'_>, frame: &[u8]) -> Result<()> {
     if park::is_behind(&change)? {
         return park::keep(writer, frame, &change, None);
     }
-    let Err(failure) = attempt(writer, |writer| writer.entry(frame)) else { return Ok(()) };
+    let Err(failure) = attempt(writer, |writer| writer.entry(frame)).map_err(advised) else { return Ok(()) };
     if park::is_policy_of(&change.table)? {
         writer.session.careful = CAREFUL_FOR;
         return park::keep(writer, frame, &change, Some(&failure));
@@ -214,6 +214,18 @@ fn attempt(writer: &mut Writer<'_>, work: impl FnOnce(&mut Writer<'_>) -> Result
     // SAFETY: the outer writer's snapshot is the active one again; what was written inside is visible to what follows.
     unsafe { pg_sys::UpdateActiveSnapshotCommandId() };
     outcome
+}
+
+/// Other errors say what to do, or the constraint's name does; of this one PostgreSQL cannot know what it means here.
+fn advised(failure: Failure) -> Failure {
+    const EXCLUSION_VIOLATION: &str = "23P01";
+    if failure.hint.is_some() || failure.sqlstate() != EXCLUSION_VIOLATION {
+        return failure;
+    }
+    failure.hint(
+        "No version says which of two rows that exclude each other is to go. Change or delete one of them, then call \
+         duplex.retry_peer here, or duplex.skip_change if it was the incoming one.",
+    )
 }
 
 fn failed(writer: &Writer<'_>, ordinal: u32, change: Change, failure: Failure) -> Failure {
