@@ -197,6 +197,30 @@ async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
     lab.stop_relays()
 }
 
+#[tokio::test]
+async fn a_write_that_comes_before_the_row_that_it_saw_adds_nothing_yet() -> Result<()> {
+    let lab = Lab::shared(3).await?;
+    let [a, b] = lab.pair();
+    let c = lab.node(2);
+    for node in lab.nodes() {
+        node.exec(
+            "create table t (id int primary key, n int not null, v text); select duplex.enable('t', delta_columns => '{n}')",
+        )
+        .await?;
+    }
+    // While one stream is held, the others do not wait for it.
+    b.exec(&format!("select duplex.pause_peer('{}')", a.name())).await?;
+    b.shows(&format!("select state from duplex.peers where name = '{}'", a.name()), "paused").await?;
+    a.exec("insert into t values (1, 100, 'made')").await?;
+    c.shows("select v from t", "made").await?;
+    c.exec("update t set v = 'seen'").await?;
+    b.shows("select n || ' ' || v from t", "0 seen").await?;
+    b.exec(&format!("select duplex.resume_peer('{}')", a.name())).await?;
+    lab.converges(&["t"]).await?;
+    assert_eq!(b.dump("t", &[]).await?, ["id=1 | n=100 | v=seen"]);
+    lab.stop_relays()
+}
+
 /// Statements, each a transaction with a version of its own.
 async fn each(node: &Node, sql: &str, table: &str) -> Result<()> {
     let session = node.connect().await?;

@@ -237,7 +237,9 @@ impl Random {
 fn statements(random: &mut Random) -> String {
     let (key, other, value) = (random.below(KEYS), random.below(KEYS), random.below(KEYS));
     match random.below(100) {
-        0..12 => format!("insert into p values ({key}, {value}, 'a{value}', 'b') on conflict (id) do update set a = excluded.a"),
+        0..12 => format!(
+            "insert into p values ({key}, {value}, 'a{value}', 'b') on conflict (id) do update set a = excluded.a"
+        ),
         12..22 => format!("update p set a = a || '+', n = n + 1 where id = {key}"),
         22..32 => format!("update p set b = 'b{value}' where id = {key}"),
         32..36 => format!("delete from p where id = {key}"),
@@ -257,7 +259,9 @@ fn statements(random: &mut Random) -> String {
              rollback to s; update q set v = 'v{value}' where id = {other}; commit"
         ),
         95..96 => "truncate q".to_owned(),
-        _ => format!("begin; delete from q where id = {key}; insert into q values ({key}, 1, 'x{key}', 'y{value}', 'c'); commit"),
+        _ => format!(
+            "begin; delete from q where id = {key}; insert into q values ({key}, 1, 'x{key}', 'y{value}', 'c'); commit"
+        ),
     }
 }
 

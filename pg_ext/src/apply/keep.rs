@@ -6,7 +6,7 @@ use std::rc::Rc;
 use duplex_protocol::entry::Contribution;
 use duplex_protocol::rules::key::Standing;
 use duplex_protocol::version::Version;
-use pgrx::pg_sys;
+use pgrx::{AnyNumeric, pg_sys};
 
 use crate::apply::decide::{Before, Guard, record};
 use crate::apply::row::find;
@@ -240,11 +240,7 @@ impl Table {
         }
     }
 
-    pub(crate) unsafe fn remembered(
-        &mut self,
-        key: &[pg_sys::Datum],
-        arrival: &mut Arrival<'_>,
-    ) -> Result<Remembered> {
+    pub(crate) unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Result<Remembered> {
         let truncated = self.truncated.clone();
         // SAFETY: as the callers promise.
         let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version)? };
@@ -379,11 +375,14 @@ impl Leaf {
     /// # Safety
     /// The row is filled; the current memory is the row's.
     pub(crate) unsafe fn set_counters(&mut self, counters: &[(Counter, u16)], amounts: &[Amount]) -> Result<()> {
+        let zero = Some(AnyNumeric::from(0));
         for ((&attribute, (counter, _)), amount) in self.counters.iter().zip(counters).zip(amounts) {
             let index = attribute as usize - 1;
             // SAFETY: the attribute is one of the slot's; the current memory is the row's.
             unsafe {
                 let (value, is_null) = (*(*self.write).tts_values.add(index), *(*self.write).tts_isnull.add(index));
+                // Its writer saw a number. Out of causal order, what that was made of is still to come.
+                let amount = if amount.is_none() && !is_null { &zero } else { amount };
                 // Equal numbers may be written in several ways: where nobody else has added, it is as it came.
                 if counter.amount(value, is_null) == *amount {
                     continue;

@@ -258,10 +258,11 @@ impl Table {
             for (number, values) in rest.iter_mut().enumerate() {
                 let columns = &leaf.unique_columns[number];
                 let is_changed = columns.iter().any(|&column| outcome.changed[usize::from(column)]);
-                let shows = shown.get(number).and_then(Option::as_ref).zip(values.as_ref()).is_some_and(|(one, other)| {
-                    are_equal(leaf.uniques[number].index, one, other)
-                        && held(outcome.stamps, columns).as_ref() >= Some(outcome.incoming)
-                });
+                let shows =
+                    shown.get(number).and_then(Option::as_ref).zip(values.as_ref()).is_some_and(|(one, other)| {
+                        are_equal(leaf.uniques[number].index, one, other)
+                            && held(outcome.stamps, columns).as_ref() >= Some(outcome.incoming)
+                    });
                 if shows || !is_changed {
                     *values = None;
                 }
@@ -383,11 +384,7 @@ impl KeptRow {
     ///
     /// # Safety
     /// Inside a transaction.
-    pub(crate) unsafe fn again(
-        &self,
-        version: Option<&Version>,
-        arrival: &mut Arrival<'_>,
-    ) -> Vec<u8> {
+    pub(crate) unsafe fn again(&self, version: Option<&Version>, arrival: &mut Arrival<'_>) -> Vec<u8> {
         let names: Vec<String> = self.columns.iter().map(|(name, _)| name.clone()).collect();
         // SAFETY: as the caller promises.
         let stamps = unsafe { self.stamps(&names, version, arrival) };

@@ -225,7 +225,10 @@ impl Leaf {
     /// Whether a row that is found is locked before it is decided on. It need not be where nothing but the row itself is
     /// written: that fails if it has changed meanwhile.
     pub(crate) fn is_locking(&self) -> bool {
-        self.triggers != Triggers::None || !self.uniques.is_empty() || !self.counters.is_empty() || !self.columns.is_empty()
+        self.triggers != Triggers::None
+            || !self.uniques.is_empty()
+            || !self.counters.is_empty()
+            || !self.columns.is_empty()
     }
 
     /// Puts the row in `write` in the place of the one in `found`.

@@ -159,8 +159,10 @@ impl Table {
             let arena = Arena::default();
             let stamp = target.registers.truncated.as_ref();
             let tombstones = Tombstones::new(target.registers.tombstones);
-            let keeper =
-                target.registers.rows.map(|rows| Keeper::new(target.registers.tombstones, rows, &target.registers.policy));
+            let keeper = target
+                .registers
+                .rows
+                .map(|rows| Keeper::new(target.registers.tombstones, rows, &target.registers.policy));
             let truncated = stamp.and_then(|stamp| stamp.version(arrival.versions, arrival.version));
             Ok(Some(Self {
                 target,
