@@ -5,7 +5,7 @@ use crate::plan::{Plan, Step};
 use crate::run::World;
 use crate::table::Missing;
 
-/// Histories of more transactions than this are cut: 7 make up to 5,040 orders.
+/// Histories of more records than this are cut: 7 make up to 5,040 orders.
 const TRANSACTIONS: usize = 7;
 
 /// Lets an observer receive the streams in every order that keeps each origin's own (and causal order, if `causal`),
@@ -39,8 +39,8 @@ fn orders(seeds: std::ops::Range<u64>, causal: bool) -> usize {
         }
         let mut world = World::new(&plan, Missing::Nothing);
         for step in &plan.steps {
-            let full = world.streams.iter().map(Vec::len).sum::<usize>() == TRANSACTIONS;
-            if full && matches!(step, Step::Commit { .. }) {
+            let full = world.streams.iter().map(Vec::len).sum::<usize>() >= TRANSACTIONS;
+            if full && matches!(step, Step::Commit { .. } | Step::Beat { .. }) {
                 break;
             }
             world.step(step, &plan).unwrap_or_else(|err| panic!("SEED={seed}: {err}"));
