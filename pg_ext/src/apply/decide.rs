@@ -290,7 +290,7 @@ impl Table {
             None => Hiding::Plain(&mut self.tombstones),
         };
         // SAFETY: as the callers promise.
-        unsafe { claimant.make_way(leaf, values, (holding, own), registers, arrival, met) }
+        unsafe { claimant.make_way(leaf, values, holding, own, registers, arrival, met) }
     }
 
     /// The row that arrived is not shown: its key and what it claimed are remembered.

@@ -251,7 +251,7 @@ impl Claimant<'_> {
     /// Lets every row give way that has held one of the values for longer. Says whether one has not: then the row that
     /// arrives has to.
     ///
-    /// `holding` says since when the row that arrives has the values, `own` where it was written.
+    /// `own` is where the row that arrives was written.
     ///
     /// # Safety
     /// Inside a transaction; what was written before is visible.
@@ -259,7 +259,8 @@ impl Claimant<'_> {
         &self,
         leaf: &mut Leaf,
         values: &[Option<Values>],
-        (holding, own): (Holding<'_>, Option<pg_sys::ItemPointerData>),
+        holding: Holding<'_>,
+        own: Option<pg_sys::ItemPointerData>,
         mut registers: Hiding<'_>,
         arrival: &mut Arrival<'_>,
         met: &mut Met,
