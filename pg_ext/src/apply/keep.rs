@@ -16,8 +16,7 @@ use crate::conflict::counter::{Added, Amount, Counter, after};
 use crate::conflict::history::image;
 use crate::conflict::kept::{Keeper, Remembered, oldest};
 use crate::conflict::register::raw_xmin;
-use crate::conflict::stamps::written;
-use crate::conflict::unique::{Claimant, OfRow};
+use crate::conflict::unique::Claimant;
 use crate::conflict::write::Written;
 use crate::errors::Result;
 
@@ -32,7 +31,7 @@ impl Table {
         Added::read(contributions, counters.len(), place).map(Some)
     }
 
-    pub(crate) fn keeper(&mut self) -> &mut Keeper {
+    fn keeper(&mut self) -> &mut Keeper {
         self.keeper.as_mut().expect("the table has a policy")
     }
 
@@ -51,7 +50,7 @@ impl Table {
         // SAFETY: as the caller promises.
         unsafe {
             let key = self.key();
-            let OfRow { version, .. } = self.of_found(&key, arrival)?;
+            let version = self.version(&key, arrival);
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before(verdict, &version);
             let leaf = self.current();
@@ -80,7 +79,7 @@ impl Table {
             if wins {
                 self.keeper().forget(&key);
             } else if added.is_something() {
-                self.rewrite(&key, &sums, OfRow { version, stamps: None }, arrival)?;
+                self.rewrite(&key, &sums, version, arrival)?;
             }
             record(&target, verdict, before, false, arrival)?;
         }
@@ -102,7 +101,7 @@ impl Table {
         unsafe {
             self.guard(Guard::Shared);
             let key = self.key();
-            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival)?;
+            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let wins = verdict.effect.wins;
             if !wins && !self.alone {
@@ -131,7 +130,7 @@ impl Table {
                 return Ok(false);
             }
             if !wins && (added.is_something() || verdict.effect.stamps) {
-                self.keep_gone(&key, standing, verdict, version, &sums, None);
+                self.keep_gone(&key, standing, verdict, version, &sums);
             }
             if !is_shown && self.has_come() {
                 return Ok(false);
@@ -181,8 +180,7 @@ impl Table {
         // SAFETY: as the callers promise.
         unsafe {
             let key = self.key();
-            let of_row = self.of_found(&key, arrival)?;
-            let version = of_row.version.clone();
+            let version = self.version(&key, arrival);
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before(verdict, &version);
             let leaf = self.current();
@@ -191,15 +189,14 @@ impl Table {
                 if !leaf.uniques.is_empty() {
                     let claimant = Claimant { estate, key: &key };
                     let held = claimant.values(leaf, leaf.found);
-                    claimant.release(leaf, &held, &[], of_row.holding(), arrival);
+                    claimant.release(leaf, &held, &[], version.as_ref(), arrival);
                 }
-                let row = leaf.kept_row(&target, leaf.found, of_row.stamps.as_deref(), arrival)?;
-                self.keeper().remember(&key, Standing::Gone, None, &sums, row.as_deref(), None);
+                self.keeper().remember(&key, Standing::Gone, None, &sums, None);
                 self.keeper().forget(&key);
                 let leaf = self.current();
                 leaf.remove(leaf.found, estate);
             } else if added.is_something() {
-                self.rewrite(&key, &sums, of_row, arrival)?;
+                self.rewrite(&key, &sums, version, arrival)?;
             }
             record(&target, verdict, before, true, arrival)
         }
@@ -210,17 +207,16 @@ impl Table {
         // SAFETY: as the callers promise; the registers are this transaction's alone.
         unsafe {
             let key = self.key();
-            let Remembered { standing, version, residual, row, .. } = self.remembered(&key, arrival)?;
-            let row = row.map(|row| row.again(version.as_ref(), arrival));
+            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before_none(verdict, &version);
             let sums = sums(residual, added);
             if verdict.effect.wins {
                 let found = self.found.take();
-                self.keeper().remember(&key, Standing::Gone, None, &sums, row.as_deref(), found.as_deref());
+                self.keeper().remember(&key, Standing::Gone, None, &sums, found.as_deref());
                 self.found = found;
             } else if added.is_something() || verdict.effect.stamps {
-                self.keep_gone(&key, standing, verdict, version, &sums, row.as_deref());
+                self.keep_gone(&key, standing, verdict, version, &sums);
             }
             if self.has_come() || !self.is_as_found(&key) {
                 return Ok(false);
@@ -230,26 +226,29 @@ impl Table {
         Ok(true)
     }
 
-    /// Since when the row found is as it is.
-    pub(crate) unsafe fn of_found(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Result<OfRow> {
-        let target = Rc::clone(&self.target);
+    /// The version of the row found.
+    unsafe fn version(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Option<Version> {
         // SAFETY: as the callers promise: the row is locked.
         unsafe {
             let xmin = raw_xmin(self.current().found);
-            self.keeper().of_row(key, xmin, target.merged.as_deref(), arrival)
+            let Arrival { version, versions, .. } = arrival;
+            match self.keeper().true_version(key, xmin, versions, version) {
+                Some(known) => known,
+                None => versions.of_row(xmin, version).cloned(),
+            }
         }
     }
 
-    pub(crate) unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Result<Remembered> {
+    unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Remembered {
         let truncated = self.truncated.clone();
         // SAFETY: as the callers promise.
-        let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version)? };
+        let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version) };
         self.found = Some(remembered.places.clone());
-        Ok(remembered)
+        remembered
     }
 
     /// Whether what is remembered of the key is still what the change was decided on.
-    pub(crate) unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum]) -> bool {
+    unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum]) -> bool {
         let found = self.found.take().unwrap_or_default();
         // SAFETY: as the callers promise.
         let is_same = unsafe { self.keeper().is_as_found(key, &found) };
@@ -265,13 +264,12 @@ impl Table {
         verdict: Verdict,
         version: Option<Version>,
         sums: &[Amount],
-        row: Option<&[u8]>,
     ) {
         let standing = if standing == Standing::Hidden { standing } else { Standing::Gone };
         let version = (!verdict.effect.stamps).then(|| version.unwrap_or_else(oldest));
         let found = self.found.take();
         // SAFETY: as the callers promise; without a version it is that of the change.
-        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums, row, found.as_deref()) }
+        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums, found.as_deref()) }
         self.found = found;
     }
 
@@ -286,7 +284,7 @@ impl Table {
         unsafe {
             let leaf = self.current();
             let left = leaf.amounts(&target.counters, leaf.write);
-            self.keeper().remember(key, Standing::Hidden, None, &left, None, found.as_deref());
+            self.keeper().remember(key, Standing::Hidden, None, &left, found.as_deref());
             self.keeper().forget(key);
         }
         self.found = found;
@@ -297,7 +295,7 @@ impl Table {
         &mut self,
         key: &[pg_sys::Datum],
         sums: &[Amount],
-        of_row: OfRow,
+        version: Option<Version>,
         arrival: &mut Arrival<'_>,
     ) -> Result<()> {
         let (target, estate) = (Rc::clone(&self.target), self.estate);
@@ -307,22 +305,19 @@ impl Table {
             leaf.take_found();
             leaf.set_counters(&target.counters, sums)?;
             leaf.update(estate);
-            let names = target.merged.as_deref().unwrap_or_default();
-            let columns = of_row.stamps.map(|stamps| written(names, &stamps, arrival.versions, arrival.version));
-            let version = of_row.version.unwrap_or_else(oldest);
-            self.keeper().note(key, Some(&version), columns.as_ref(), arrival.versions);
+            self.keeper().note(key, &version.unwrap_or_else(oldest), arrival.versions);
         }
         Ok(())
     }
 
     /// Whether a row has come under the key after all: a local INSERT that had not seen what was remembered here just
     /// now. One that comes later waits for it.
-    pub(crate) unsafe fn has_come(&mut self) -> bool {
+    unsafe fn has_come(&mut self) -> bool {
         // SAFETY: as the callers promise.
         unsafe { find(self.current(), pg_sys::LockTupleMode::LockTupleNoKeyExclusive) }
     }
 
-    pub(crate) unsafe fn before(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
+    unsafe fn before(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
         verdict.conflict?;
         let (rel, remote) = (self.rel, self.remote);
         let leaf = self.current();
@@ -336,14 +331,14 @@ impl Table {
         }
     }
 
-    pub(crate) unsafe fn before_none(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
+    unsafe fn before_none(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
         verdict.conflict?;
         // SAFETY: as the callers promise.
         Some(Before { row: None, incoming: unsafe { image(self.rel, self.remote) }, version: version.clone() })
     }
 }
 
-pub(crate) fn sums(found: Vec<Amount>, added: &Added) -> Vec<Amount> {
+fn sums(found: Vec<Amount>, added: &Added) -> Vec<Amount> {
     found.into_iter().zip(&added.0).map(|(found, added)| after(found, added)).collect()
 }
 
@@ -368,13 +363,7 @@ impl Leaf {
     }
 
     /// Puts amounts into the counters of the row to write.
-    ///
-    /// # Errors
-    /// As [`Counter::value`].
-    ///
-    /// # Safety
-    /// The row is filled; the current memory is the row's.
-    pub(crate) unsafe fn set_counters(&mut self, counters: &[(Counter, u16)], amounts: &[Amount]) -> Result<()> {
+    unsafe fn set_counters(&mut self, counters: &[(Counter, u16)], amounts: &[Amount]) -> Result<()> {
         let zero = Some(AnyNumeric::from(0));
         for ((&attribute, (counter, _)), amount) in self.counters.iter().zip(counters).zip(amounts) {
             let index = attribute as usize - 1;

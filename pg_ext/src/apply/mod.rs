@@ -17,7 +17,6 @@
 //! | `row` | inserting, updating and deleting one row |
 //! | `decide` | what becomes of one change, by the rules of conflicts |
 //! | `keep` | the same in a table with a policy: counters add up, and rows keep their versions |
-//! | `merge` | the same where columns are merged |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
 //! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
@@ -28,11 +27,10 @@ mod decide;
 pub(crate) mod find;
 mod heard;
 mod keep;
-mod merge;
 pub(crate) mod own;
 mod park;
 mod partition;
-pub(crate) mod relation;
+mod relation;
 mod row;
 mod session;
 pub(crate) mod subtransaction;

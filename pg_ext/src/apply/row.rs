@@ -26,10 +26,7 @@ impl Table {
             loop {
                 let found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleNoKeyExclusive);
                 let done = if found && let Some(added) = &added {
-                    match self.target.merged {
-                        Some(_) => self.merge_over(put, added, arrival)?,
-                        None => self.keep_over(change, added, arrival)?,
-                    }
+                    self.keep_over(change, added, arrival)?
                 } else if found {
                     self.put_over(change, arrival)?
                 } else {
@@ -40,7 +37,6 @@ impl Table {
                         self.leaf()?;
                     }
                     match &added {
-                        Some(added) if self.target.merged.is_some() => self.merge_anew(put, added, arrival)?,
                         Some(added) => self.keep_anew(change, added, arrival)?,
                         None => self.put_anew(change, arrival)?,
                     }
@@ -225,10 +221,7 @@ impl Leaf {
     /// Whether a row that is found is locked before it is decided on. It need not be where nothing but the row itself is
     /// written: that fails if it has changed meanwhile.
     pub(crate) fn is_locking(&self) -> bool {
-        self.triggers != Triggers::None
-            || !self.uniques.is_empty()
-            || !self.counters.is_empty()
-            || !self.columns.is_empty()
+        self.triggers != Triggers::None || !self.uniques.is_empty() || !self.counters.is_empty()
     }
 
     /// Puts the row in `write` in the place of the one in `found`.

@@ -13,7 +13,6 @@ use crate::apply::partition::Routing;
 use crate::apply::relation::Target;
 use crate::apply::value::Arena;
 use crate::conflict::arrival::Arrival;
-use crate::conflict::index::attributes;
 use crate::conflict::kept::Keeper;
 use crate::conflict::tombstone::Tombstones;
 use crate::conflict::unique::Unique;
@@ -62,10 +61,6 @@ pub(crate) struct Leaf {
     pub(crate) other: *mut pg_sys::TupleTableSlot,
     /// The counters' attributes in this leaf, in the policy's order.
     pub(crate) counters: Vec<i16>,
-    /// In a table that merges by column, the attribute of each of the descriptor's columns.
-    pub(crate) columns: Vec<i16>,
-    /// And for each of `uniques` the columns that it depends on.
-    pub(crate) unique_columns: Vec<Vec<u16>>,
 }
 
 /// Which triggers of a table fire when a row is written by apply.
@@ -96,8 +91,6 @@ pub(crate) struct Table {
     pub(crate) remote: *mut pg_sys::TupleTableSlot,
     pub(crate) econtext: *mut pg_sys::ExprContext,
     pub(crate) arena: Arena,
-    /// The same for a row that a tombstone has kept.
-    pub(crate) kept_arena: Arena,
     /// Defaults of the attributes that the descriptor lacks.
     pub(crate) defaults: Vec<(i16, *mut pg_sys::ExprState)>,
     pub(crate) storage: Storage,
@@ -159,10 +152,8 @@ impl Table {
             let arena = Arena::default();
             let stamp = target.registers.truncated.as_ref();
             let tombstones = Tombstones::new(target.registers.tombstones);
-            let keeper = target
-                .registers
-                .rows
-                .map(|rows| Keeper::new(target.registers.tombstones, rows, &target.registers.policy));
+            let keeper =
+                target.registers.rows.map(|rows| Keeper::new(target.registers.tombstones, rows, target.counters.len()));
             let truncated = stamp.and_then(|stamp| stamp.version(arrival.versions, arrival.version));
             Ok(Some(Self {
                 target,
@@ -171,7 +162,6 @@ impl Table {
                 remote,
                 econtext,
                 arena,
-                kept_arena: Arena::default(),
                 defaults,
                 storage,
                 deferrable,
@@ -361,16 +351,6 @@ impl Leaf {
             let finder = Finder::new(rel, *index);
             let of_counter = |(_, column): &(_, u16)| here(target.columns[usize::from(*column)].attribute);
             let counters = target.counters.iter().map(of_counter).collect();
-            let (mut columns, mut unique_columns) = (Vec::new(), Vec::new());
-            if target.merged.is_some() {
-                columns = target.columns.iter().map(|column| here(column.attribute)).collect();
-                let place = |attribute: i16| columns.iter().position(|&column| column == attribute);
-                let of_index = |unique: &Unique| {
-                    let attributes = attributes(rel, unique.info).into_iter();
-                    attributes.filter_map(place).map(|place| place as u16).collect()
-                };
-                unique_columns = uniques.iter().map(of_index).collect();
-            }
             Ok(Self {
                 info,
                 key_index,
@@ -385,8 +365,6 @@ impl Leaf {
                 key,
                 other,
                 counters,
-                columns,
-                unique_columns,
             })
         }
     }

@@ -1,6 +1,5 @@
 //! Emptying the tables of one statement together: a table that another refers to can only be emptied along with it.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use duplex_protocol::rules::key::{Standing, truncates as truncates_row};
@@ -9,15 +8,12 @@ use duplex_protocol::version::Version;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use crate::apply::merge::kept_row;
 use crate::apply::relation::Target;
 use crate::apply::table::{fires_on_apply, list_cells};
-use crate::conflict::arrival::Arrival;
 use crate::conflict::counter::{Amount, Counter, is_nothing};
 use crate::conflict::kept::{Keeper, oldest};
 use crate::conflict::register::raw_xmin;
 use crate::conflict::truncates;
-use crate::conflict::unique::OfRow;
 use crate::conflict::version::Versions;
 use crate::errors::{Failure, Result};
 
@@ -94,16 +90,14 @@ pub(crate) unsafe fn truncate(
             .hint("Give the tables one owner, or let these triggers not fire in replica sessions."));
         }
         let mut newer = false;
-        let origins = HashMap::new();
-        let mut arrival = Arrival { version, order: 0, versions, origins: &origins };
         for member in &mut members {
-            member.keep_older_rows(&mut arrival)?;
-            newer = newer || member.has_newer_row(&mut arrival)?;
+            member.keep_older_rows(version, versions);
+            newer = newer || member.has_newer_row(version, versions);
         }
         if newer {
             // Written by those who had not seen the TRUNCATE and came after it: they stay.
             for member in &mut members {
-                member.remove_older_rows(&mut arrival)?;
+                member.remove_older_rows(version, versions);
             }
             if restart_identity {
                 restart_sequences(relids);
@@ -147,7 +141,6 @@ struct Member<'t> {
 
 /// What a table with a policy keeps of the rows that go.
 struct Kept<'t> {
-    target: &'t Target,
     keeper: Keeper,
     /// The key's attributes here, in the registers' order.
     key: Vec<i16>,
@@ -163,69 +156,68 @@ impl<'t> Member<'t> {
         };
         let of_column = |column: u16| here(target.columns[usize::from(column)].attribute);
         let kept = target.registers.rows.map(|rows| Kept {
-            target,
-            keeper: Keeper::new(target.registers.tombstones, rows, &target.registers.policy),
+            keeper: Keeper::new(target.registers.tombstones, rows, target.counters.len()),
             key: target.registers.key.iter().map(|&attribute| here(attribute)).collect(),
             counters: target.counters.iter().map(|(counter, column)| (counter, of_column(*column))).collect(),
         });
         Self { rel, kept }
     }
 
-    /// Remembers what the counters and columns hold of the rows that go: the TRUNCATE takes nothing away from them.
-    unsafe fn keep_older_rows(&mut self, arrival: &mut Arrival<'_>) -> Result<()> {
-        let Some(kept) = &mut self.kept else { return Ok(()) };
-        let rel = self.rel;
+    /// Remembers what the counters hold of the rows that go: the TRUNCATE takes nothing away from them.
+    unsafe fn keep_older_rows(&mut self, version: &Version, versions: &mut Versions) {
+        let Some(kept) = &mut self.kept else { return };
         // SAFETY: as the callers promise; the registers are other tables.
         unsafe {
-            each_row(rel, |slot| {
-                let of_row = kept.of_row(slot, arrival)?;
-                if truncates_row(arrival.version, of_row.version.as_ref()) {
-                    kept.remember(rel, slot, of_row, arrival)?;
+            each_row(self.rel, |slot| {
+                let held = kept.version(slot, version, versions);
+                if truncates_row(version, held.as_ref()) {
+                    kept.remember(slot, held);
                 }
-                Ok(true)
-            })
+                true
+            });
         }
     }
 
     /// Whether a row is there that is later than a TRUNCATE.
-    unsafe fn has_newer_row(&mut self, arrival: &mut Arrival<'_>) -> Result<bool> {
+    unsafe fn has_newer_row(&mut self, version: &Version, versions: &mut Versions) -> bool {
         let mut newer = false;
         // SAFETY: as the callers promise.
         unsafe {
             each_row(self.rel, |slot| {
-                newer = !is_older(&mut self.kept, slot, arrival)?;
-                Ok(!newer)
-            })?;
+                newer = !is_older(&mut self.kept, slot, version, versions);
+                !newer
+            });
         }
-        Ok(newer)
+        newer
     }
 
-    unsafe fn remove_older_rows(&mut self, arrival: &mut Arrival<'_>) -> Result<()> {
+    unsafe fn remove_older_rows(&mut self, version: &Version, versions: &mut Versions) {
         let rel = self.rel;
         // SAFETY: as the callers promise; the table is locked, so every row is as it was seen.
         unsafe {
             each_row(rel, |slot| {
-                if is_older(&mut self.kept, slot, arrival)? {
+                if is_older(&mut self.kept, slot, version, versions) {
                     pg_sys::simple_table_tuple_delete(rel, &raw mut (*slot).tts_tid, pg_sys::GetActiveSnapshot());
                 }
-                Ok(true)
-            })
+                true
+            });
         }
     }
 }
 
-/// Whether a TRUNCATE takes a row.
+/// Whether a TRUNCATE of this version takes a row.
 unsafe fn is_older(
     kept: &mut Option<Kept<'_>>,
     slot: *mut pg_sys::TupleTableSlot,
-    arrival: &mut Arrival<'_>,
-) -> Result<bool> {
+    version: &Version,
+    versions: &mut Versions,
+) -> bool {
     // SAFETY: as the callers promise.
     unsafe {
-        Ok(match kept {
-            None => truncates_row(arrival.version, arrival.versions.of_row(raw_xmin(slot), arrival.version)),
-            Some(kept) => truncates_row(arrival.version, kept.of_row(slot, arrival)?.version.as_ref()),
-        })
+        match kept {
+            None => truncates_row(version, versions.of_row(raw_xmin(slot), version)),
+            Some(kept) => truncates_row(version, kept.version(slot, version, versions).as_ref()),
+        }
     }
 }
 
@@ -238,22 +230,24 @@ impl Kept<'_> {
         }
     }
 
-    /// Since when a row is as it is.
-    unsafe fn of_row(&mut self, slot: *mut pg_sys::TupleTableSlot, arrival: &mut Arrival<'_>) -> Result<OfRow> {
+    /// The version of a row.
+    unsafe fn version(
+        &mut self,
+        slot: *mut pg_sys::TupleTableSlot,
+        version: &Version,
+        versions: &mut Versions,
+    ) -> Option<Version> {
         // SAFETY: as the callers promise.
         unsafe {
-            let key = self.key(slot);
-            self.keeper.of_row(&key, raw_xmin(slot), self.target.merged.as_deref(), arrival)
+            let (key, xmin) = (self.key(slot), raw_xmin(slot));
+            match self.keeper.true_version(&key, xmin, versions, version) {
+                Some(known) => known,
+                None => versions.of_row(xmin, version).cloned(),
+            }
         }
     }
 
-    unsafe fn remember(
-        &mut self,
-        rel: pg_sys::Relation,
-        slot: *mut pg_sys::TupleTableSlot,
-        of_row: OfRow,
-        arrival: &Arrival<'_>,
-    ) -> Result<()> {
+    unsafe fn remember(&mut self, slot: *mut pg_sys::TupleTableSlot, version: Option<Version>) {
         // SAFETY: as the callers promise.
         unsafe {
             let key = self.key(slot);
@@ -265,28 +259,23 @@ impl Kept<'_> {
                     counter.amount(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
                 })
                 .collect();
-            let row = kept_row(rel, self.target, slot, of_row.stamps.as_deref(), arrival)?;
-            if row.is_none() && is_nothing(&left) {
+            if is_nothing(&left) {
                 self.keeper.forget_residual(&key);
             } else {
-                let version = of_row.version.unwrap_or_else(oldest);
-                self.keeper.remember(&key, Standing::Gone, Some(&version), &left, row.as_deref(), None);
+                let version = version.unwrap_or_else(oldest);
+                self.keeper.remember(&key, Standing::Gone, Some(&version), &left, None);
             }
         }
-        Ok(())
     }
 }
 
 /// Shows every row until `each` has seen enough.
-unsafe fn each_row(
-    rel: pg_sys::Relation,
-    mut each: impl FnMut(*mut pg_sys::TupleTableSlot) -> Result<bool>,
-) -> Result<()> {
+unsafe fn each_row(rel: pg_sys::Relation, mut each: impl FnMut(*mut pg_sys::TupleTableSlot) -> bool) {
     // SAFETY: the relation is open and locked; a partitioned table has no rows of its own. The scan is ended, and the
     // snapshot given back, here or by the abort that an error leads to.
     unsafe {
         if (*(*rel).rd_rel).relkind.cast_unsigned() != pg_sys::RELKIND_RELATION {
-            return Ok(());
+            return;
         }
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
@@ -295,14 +284,13 @@ unsafe fn each_row(
         let slot = pg_sys::table_slot_create(rel, std::ptr::null_mut());
         while pg_sys::heap_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             pgrx::check_for_interrupts!();
-            if !each(slot)? {
+            if !each(slot) {
                 break;
             }
         }
         pg_sys::heap_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::UnregisterSnapshot(snapshot);
-        Ok(())
     }
 }
 

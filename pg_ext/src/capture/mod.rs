@@ -14,7 +14,7 @@
 mod buffer;
 mod encode;
 mod marks;
-pub(crate) mod policy;
+mod policy;
 mod relation;
 mod replaced;
 mod settings;

@@ -7,7 +7,6 @@ use pgrx::pg_sys;
 
 use crate::conflict::index::Values;
 use crate::conflict::register::{Entry, Register, Sight};
-use crate::conflict::stamps::Since;
 use crate::conflict::version::{Stamp, Versions, stored};
 
 /// The claims of one unique index, with what is needed to tell keys apart.
@@ -17,8 +16,6 @@ pub(crate) struct Claims {
     pub(crate) oid: pg_sys::Oid,
     /// The tombstones' register, whose index has the key's operators.
     pub(crate) keys: pg_sys::Oid,
-    /// In a table that merges by column, a claim also has the number of its change.
-    pub(crate) ordered: bool,
 }
 
 impl Claims {
@@ -32,7 +29,7 @@ impl Claims {
         key: &[pg_sys::Datum],
         versions: &mut Versions,
         incoming: &Version,
-    ) -> Option<Since> {
+    ) -> Option<Version> {
         // SAFETY: as the caller promises.
         unsafe {
             if Register::is_empty(self.oid) {
@@ -42,7 +39,7 @@ impl Claims {
             let mut latest = None;
             register.find(values.values(), values.nulls(), Sight::Latest, |entry| {
                 if !keys.are_equal(key, |column| key_of(entry, values, column)) {
-                    latest = std::cmp::max(latest.take(), self.since(entry, values, key, versions, incoming));
+                    latest = std::cmp::max(latest.take(), stamp(entry, values, key).version(versions, incoming));
                 }
             });
             keys.close();
@@ -59,7 +56,7 @@ impl Claims {
         self,
         values: &Values,
         key: &[pg_sys::Datum],
-        at: Since,
+        at: &Version,
         versions: &mut Versions,
         incoming: &Version,
     ) {
@@ -69,14 +66,14 @@ impl Claims {
             let (mut remembered, mut old) = (None, Vec::new());
             register.find(values.values(), values.nulls(), Sight::Latest, |entry| {
                 if keys.are_equal(key, |column| key_of(entry, values, column)) {
-                    let since = self.since(entry, values, key, versions, incoming);
-                    remembered = std::cmp::max(remembered.take(), since);
+                    let version = stamp(entry, values, key).version(versions, incoming);
+                    remembered = std::cmp::max(remembered.take(), version);
                     old.push(entry.place());
                 }
             });
-            if let Some(at) = unique::remember(remembered.as_ref(), Some(at)) {
+            if let Some(at) = unique::remember(remembered.as_ref(), Some(at.clone())) {
                 old.into_iter().for_each(|place| register.remove(place));
-                self.insert(&register, values, key, stored(Some(&at.version)), at.order);
+                insert(&register, values, key, stored(Some(&at)));
                 pg_sys::CommandCounterIncrement();
             }
             keys.close();
@@ -89,13 +86,7 @@ impl Claims {
     ///
     /// # Safety
     /// As [`Self::of_others`].
-    pub(crate) unsafe fn release(
-        self,
-        values: &Values,
-        key: &[pg_sys::Datum],
-        stamp: ([pg_sys::Datum; 2], [bool; 2]),
-        order: u64,
-    ) {
+    pub(crate) unsafe fn release(self, values: &Values, key: &[pg_sys::Datum], stamp: ([pg_sys::Datum; 2], [bool; 2])) {
         // SAFETY: as the caller promises.
         unsafe {
             let known = !Register::is_empty(self.oid);
@@ -111,48 +102,26 @@ impl Claims {
                 old.into_iter().for_each(|place| register.remove(place));
                 keys.close();
             }
-            self.insert(&register, values, key, stamp, order);
+            insert(&register, values, key, stamp);
             register.close();
         }
     }
+}
 
-    unsafe fn insert(
-        self,
-        register: &Register,
-        values: &Values,
-        key: &[pg_sys::Datum],
-        (stamp, no_stamp): ([pg_sys::Datum; 2], [bool; 2]),
-        order: u64,
-    ) {
-        let mut row = values.values().to_vec();
-        row.extend_from_slice(key);
-        row.extend(stamp);
-        let mut nulls = values.nulls().to_vec();
-        nulls.extend(key.iter().map(|_| false));
-        nulls.extend(no_stamp);
-        if self.ordered {
-            row.push(pg_sys::Datum::from(order));
-            nulls.push(false);
-        }
-        // SAFETY: the columns are the values, the key, commit_ts and origin, and the number where claims have one.
-        unsafe { register.insert(&mut row, &mut nulls) }
-    }
-
-    /// Since when a claim is.
-    unsafe fn since(
-        self,
-        entry: Entry,
-        values: &Values,
-        key: &[pg_sys::Datum],
-        versions: &mut Versions,
-        incoming: &Version,
-    ) -> Option<Since> {
-        let last = values.values().len() + key.len() + 2;
-        let order = if self.ordered { entry.value(last).map_or(0, |order| order.value() as u64) } else { 0 };
-        // SAFETY: as the callers promise.
-        let version = unsafe { stamp(entry, values, key).version(versions, incoming)? };
-        Some(Since { version, order })
-    }
+unsafe fn insert(
+    register: &Register,
+    values: &Values,
+    key: &[pg_sys::Datum],
+    (stamp, no_stamp): ([pg_sys::Datum; 2], [bool; 2]),
+) {
+    let mut row = values.values().to_vec();
+    row.extend_from_slice(key);
+    row.extend(stamp);
+    let mut nulls = values.nulls().to_vec();
+    nulls.extend(key.iter().map(|_| false));
+    nulls.extend(no_stamp);
+    // SAFETY: the columns are the values, the key, commit_ts and origin.
+    unsafe { register.insert(&mut row, &mut nulls) }
 }
 
 fn key_of(entry: Entry, values: &Values, column: usize) -> pg_sys::Datum {
