@@ -72,22 +72,15 @@ impl Table {
     /// # Safety
     /// As [`Table::put`]; the row is found.
     pub(crate) unsafe fn put_over(&mut self, change: Change, arrival: &mut Arrival<'_>) -> Result<bool> {
-        let (target, estate, remote) = (Rc::clone(&self.target), self.estate, self.remote);
+        let (target, estate) = (Rc::clone(&self.target), self.estate);
         // SAFETY: as the caller promises.
         unsafe {
-            let (rel, truncated) = (self.rel, self.truncated.clone());
+            let truncated = self.truncated.clone();
             let leaf = self.current();
             let xmin = raw_xmin(leaf.found);
             let verdict = arrival.meets_row(change, xmin, truncated.as_ref())?;
             let is_alone = leaf.uniques.is_empty();
-            let before = match verdict.conflict {
-                None => None,
-                Some(_) => Some(Before {
-                    row: image((*leaf.info).ri_RelationDesc, leaf.found),
-                    incoming: image(rel, remote),
-                    version: arrival.versions.of_row(xmin, arrival.version).cloned(),
-                }),
-            };
+            let before = self.before(verdict, || arrival.versions.of_row(xmin, arrival.version).cloned());
             if is_alone {
                 if verdict.effect.wins && self.current().update(estate) == Written::Overtaken {
                     return Ok(false);
@@ -118,7 +111,7 @@ impl Table {
     /// # Safety
     /// As [`Table::put`].
     pub(crate) unsafe fn put_anew(&mut self, change: Change, arrival: &mut Arrival<'_>) -> Result<bool> {
-        let (target, estate, remote) = (Rc::clone(&self.target), self.estate, self.remote);
+        let (target, estate) = (Rc::clone(&self.target), self.estate);
         // SAFETY: as the caller promises.
         unsafe {
             self.guard(Guard::Shared);
@@ -128,7 +121,7 @@ impl Table {
             let (standing, version) =
                 tombstone.map_or((Standing::Unknown, None), |tombstone| (tombstone.standing, tombstone.version));
             let verdict = arrival.meets(change, standing, version.as_ref(), truncated)?;
-            let before = verdict.conflict.map(|_| Before { row: None, incoming: image(self.rel, remote), version });
+            let before = self.before_none(verdict, version);
             let leaf = self.current();
             if leaf.uniques.is_empty() {
                 if verdict.effect.wins && leaf.insert(estate) == Written::KeyTaken {
@@ -159,21 +152,14 @@ impl Table {
         let (target, estate) = (Rc::clone(&self.target), self.estate);
         // SAFETY: as the caller promises.
         unsafe {
-            let (remote, rel) = (self.remote, self.rel);
             let key = self.key();
             let truncated = self.truncated.clone();
             let leaf = self.current();
             let xmin = raw_xmin(leaf.found);
             let verdict = arrival.meets_row(change, xmin, truncated.as_ref())?;
-            let before = match verdict.conflict {
-                None => None,
-                Some(_) => Some(Before {
-                    row: image((*leaf.info).ri_RelationDesc, leaf.found),
-                    incoming: image(rel, remote),
-                    version: arrival.versions.of_row(xmin, arrival.version).cloned(),
-                }),
-            };
+            let before = self.before(verdict, || arrival.versions.of_row(xmin, arrival.version).cloned());
             if verdict.effect.wins {
+                let leaf = self.current();
                 if !leaf.uniques.is_empty() {
                     let claimant = Claimant { estate, key: &key };
                     let held = claimant.values(leaf, leaf.found);
@@ -210,8 +196,7 @@ impl Table {
                 pg_sys::CommandCounterIncrement();
                 pg_sys::UpdateActiveSnapshotCommandId();
             }
-            let before =
-                verdict.conflict.map(|_| Before { row: None, incoming: image(self.rel, self.remote), version });
+            let before = self.before_none(verdict, version);
             record(&target, verdict, before, true, arrival)
         }
     }
@@ -336,6 +321,33 @@ impl Table {
             met.hidden = true;
             Ok(Some(met))
         }
+    }
+
+    /// What is here, if the change is to be recorded as a conflict; `version` is that of the row found.
+    ///
+    /// # Safety
+    /// As [`Table::put`]; the row is found.
+    pub(crate) unsafe fn before(
+        &mut self,
+        verdict: Verdict,
+        version: impl FnOnce() -> Option<Version>,
+    ) -> Option<Before> {
+        verdict.conflict?;
+        let (rel, remote) = (self.rel, self.remote);
+        let leaf = self.current();
+        // SAFETY: as the caller promises.
+        let (row, incoming) = unsafe { (image((*leaf.info).ri_RelationDesc, leaf.found), image(rel, remote)) };
+        Some(Before { row, incoming, version: version() })
+    }
+
+    /// The same where no row is here; `version` is that of its tombstone.
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn before_none(&self, verdict: Verdict, version: Option<Version>) -> Option<Before> {
+        verdict.conflict?;
+        // SAFETY: as the caller promises.
+        Some(Before { row: None, incoming: unsafe { image(self.rel, self.remote) }, version })
     }
 
     /// Records what the row met among second unique keys.

@@ -8,12 +8,11 @@ use duplex_protocol::rules::key::Standing;
 use duplex_protocol::version::Version;
 use pgrx::{AnyNumeric, pg_sys};
 
-use crate::apply::decide::{Before, Guard, record};
+use crate::apply::decide::{Guard, record};
 use crate::apply::row::find;
 use crate::apply::table::{Leaf, Table};
 use crate::conflict::arrival::{Arrival, Change, Verdict};
 use crate::conflict::counter::{Added, Amount, Counter, after};
-use crate::conflict::history::image;
 use crate::conflict::kept::{Keeper, Remembered, oldest};
 use crate::conflict::register::raw_xmin;
 use crate::conflict::unique::Claimant;
@@ -52,7 +51,7 @@ impl Table {
             let key = self.key();
             let version = self.version(&key, arrival);
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
-            let before = self.before(verdict, &version);
+            let before = self.before(verdict, || version.clone());
             let leaf = self.current();
             let sums = sums(leaf.amounts(&target.counters, leaf.found), added);
             let wins = verdict.effect.wins;
@@ -108,7 +107,7 @@ impl Table {
                 self.guard(Guard::Alone);
                 return Ok(false);
             }
-            let before = self.before_none(verdict, &version);
+            let before = self.before_none(verdict, version.clone());
             let sums = sums(residual, added);
             let leaf = self.current();
             if wins {
@@ -182,7 +181,7 @@ impl Table {
             let key = self.key();
             let version = self.version(&key, arrival);
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
-            let before = self.before(verdict, &version);
+            let before = self.before(verdict, || version.clone());
             let leaf = self.current();
             let sums = sums(leaf.amounts(&target.counters, leaf.found), added);
             if verdict.effect.wins {
@@ -209,7 +208,7 @@ impl Table {
             let key = self.key();
             let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
-            let before = self.before_none(verdict, &version);
+            let before = self.before_none(verdict, version.clone());
             let sums = sums(residual, added);
             if verdict.effect.wins {
                 let found = self.found.take();
@@ -315,26 +314,6 @@ impl Table {
     unsafe fn has_come(&mut self) -> bool {
         // SAFETY: as the callers promise.
         unsafe { find(self.current(), pg_sys::LockTupleMode::LockTupleNoKeyExclusive) }
-    }
-
-    unsafe fn before(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
-        verdict.conflict?;
-        let (rel, remote) = (self.rel, self.remote);
-        let leaf = self.current();
-        // SAFETY: as the callers promise.
-        unsafe {
-            Some(Before {
-                row: image((*leaf.info).ri_RelationDesc, leaf.found),
-                incoming: image(rel, remote),
-                version: version.clone(),
-            })
-        }
-    }
-
-    unsafe fn before_none(&mut self, verdict: Verdict, version: &Option<Version>) -> Option<Before> {
-        verdict.conflict?;
-        // SAFETY: as the callers promise.
-        Some(Before { row: None, incoming: unsafe { image(self.rel, self.remote) }, version: version.clone() })
     }
 }
 

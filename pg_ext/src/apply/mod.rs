@@ -17,6 +17,7 @@
 //! | `row` | inserting, updating and deleting one row |
 //! | `decide` | what becomes of one change, by the rules of conflicts |
 //! | `keep` | the same in a table with a policy: counters add up, and rows keep their versions |
+//! | `triggers` | which triggers of a table fire |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
 //! | `own` | reading and writing the tables of schema `duplex`, and acting as another role |
@@ -36,6 +37,7 @@ mod session;
 pub(crate) mod subtransaction;
 pub(crate) mod table;
 mod transaction;
+pub(crate) mod triggers;
 mod truncate;
 mod value;
 mod waits;

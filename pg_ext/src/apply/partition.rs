@@ -8,7 +8,8 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use crate::apply::relation::Target;
-use crate::apply::table::{Deferrable, Leaf, node};
+use crate::apply::table::{Leaf, node};
+use crate::apply::triggers::Deferrable;
 use crate::errors::Result;
 
 // Not among pgrx's bindings. The declarations are those of executor/execPartition.h, the same in PostgreSQL 15 to 18;

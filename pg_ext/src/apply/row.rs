@@ -5,7 +5,8 @@ use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
 use crate::apply::decide::Guard;
 use crate::apply::own::Identity;
-use crate::apply::table::{Leaf, Storage, Table, Triggers};
+use crate::apply::table::{Leaf, Storage, Table};
+use crate::apply::triggers::Triggers;
 use crate::conflict::arrival::{Arrival, Change};
 use crate::conflict::write::{self, Written};
 use crate::errors::{Failure, Result};

@@ -9,7 +9,8 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::apply::relation::Target;
-use crate::apply::table::{fires_on_apply, list_cells};
+use crate::apply::table::list_cells;
+use crate::apply::triggers::fires_on_apply;
 use crate::conflict::counter::{Amount, Counter, is_nothing};
 use crate::conflict::kept::{Keeper, oldest};
 use crate::conflict::register::raw_xmin;
