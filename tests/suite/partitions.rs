@@ -1,6 +1,6 @@
 //! Partitioned tables: enabled as a whole, each side with partitions of its own making.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use duplex_lab::Lab;
 
 /// By list, range and hash, several levels deep, with another order of columns and dropped ones in partitions.
@@ -49,6 +49,39 @@ async fn rows_find_their_partition() -> Result<()> {
     lab.settled().await?;
     assert_eq!(a.number("select count(*) from p").await?, 0);
     Ok(())
+}
+
+/// Changes of two partitions come as those of two tables, and share what is remembered of keys.
+#[tokio::test]
+async fn deletes_in_one_partition_and_many_inserts_in_another() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    let insert = "insert into {t} select 'de', i, 'v' from generate_series(200, 260) i";
+    let delete = "delete from {t} where id < 100";
+    for (table, statements) in [
+        ("deletes_first", [delete, insert]),
+        ("inserts_first", [insert, delete]),
+        ("moves", ["update {t} set region = 'de' where id < 50", "update {t} set region = 'kr' where id < 20"]),
+    ] {
+        lab.create_everywhere(
+            &format!(
+                "create table {table} (region text, id int, v text, primary key (region, id)) partition by list (region);
+                 create table {table}_kr partition of {table} for values in ('kr');
+                 create table {table}_de partition of {table} for values in ('de')"
+            ),
+            &[table],
+        )
+        .await?;
+        a.exec(&format!("insert into {table} select 'kr', i, 'v' from generate_series(1, 90) i")).await?;
+        lab.settled().await?;
+        let both = statements.map(|statement| statement.replace("{t}", table)).join("; ");
+        a.exec(&format!("begin; {both}; commit")).await?;
+        lab.converges(&[table]).await?;
+        // None of it was only tried again until something had changed.
+        let log = b.relay().log_text()?;
+        ensure!(!log.contains("applying is interrupted"), "{log}");
+    }
+    lab.stop_relays()
 }
 
 #[tokio::test]

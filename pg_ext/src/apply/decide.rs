@@ -266,7 +266,7 @@ impl Table {
         };
         let registers = match &mut self.keeper {
             Some(keeper) => Hiding::Kept(keeper, &self.target.counters),
-            None => Hiding::Plain(&mut self.tombstones),
+            None => Hiding::Plain(&self.tombstones),
         };
         // SAFETY: as the callers promise.
         unsafe { claimant.make_way(leaf, values, own, registers, arrival, met) }

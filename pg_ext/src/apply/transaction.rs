@@ -235,7 +235,11 @@ impl<'s> Writer<'s> {
             self.act_as(target.owner);
             let (tables, mut arrival) = self.arrival();
             // SAFETY: inside a transaction with a snapshot; closed by `finish`.
-            if let Some(table) = unsafe { Table::open(target, &mut arrival)? } {
+            if let Some(mut table) = unsafe { Table::open(target, &mut arrival)? } {
+                let register = table.target.registers.tombstones;
+                if let Some(other) = tables.iter().find(|other| other.tombstones.are_in(register)) {
+                    table.tombstones = other.tombstones.clone();
+                }
                 tables.push(table);
                 return Ok(self.tables.len() - 1);
             }

@@ -1,5 +1,8 @@
 //! Keys that are gone or hidden. A tombstone under a row that is there again is stale: the row counts.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use duplex_protocol::rules::key::{Standing, truncates};
 use duplex_protocol::version::Version;
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -28,8 +31,14 @@ const ASKED: u8 = 8;
 ///
 /// Most tables hardly ever have one, and then a row that is new costs no look-up: the register's file has no length. That
 /// too is a call into the system, so after a few rows it is trusted, and [`Tombstones::check`] asks once more.
+///
+/// Clones are of the same tombstones: changes of one table may come as those of several, one for each partition that
+/// its peer has, and what one of them has written or not written yet is the others' as well.
+#[derive(Debug, Clone)]
+pub(crate) struct Tombstones(Rc<RefCell<State>>);
+
 #[derive(Debug)]
-pub(crate) struct Tombstones {
+struct State {
     oid: pg_sys::Oid,
     known: Known,
     open: Option<Register>,
@@ -50,7 +59,7 @@ enum Known {
 impl Tombstones {
     /// Those in a register.
     pub(crate) fn new(oid: pg_sys::Oid) -> Self {
-        Self { oid, known: Known::Empty(0), open: None, gone: None }
+        Self(Rc::new(RefCell::new(State { oid, known: Known::Empty(0), open: None, gone: None })))
     }
 
     /// The newest tombstone of a key.
@@ -58,13 +67,104 @@ impl Tombstones {
     /// # Safety
     /// Inside a transaction, the replicated table is locked; the values are those of the key, in the register's order.
     pub(crate) unsafe fn find(
+        &self,
+        key: &[pg_sys::Datum],
+        truncated: Option<&Version>,
+        versions: &mut Versions,
+        incoming: &Version,
+    ) -> Option<Tombstone> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.borrow_mut().find(key, truncated, versions, incoming) }
+    }
+
+    /// Writes the tombstone of a key, in place of older ones. Without a version it has that of the transaction.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn write(
+        &self,
+        key: &[pg_sys::Datum],
+        standing: Standing,
+        version: Option<&Version>,
+    ) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.borrow_mut().write(key, standing, version) }
+    }
+
+    /// Remembers that a row was removed, which is this transaction's until its end: so the tombstone may be written
+    /// later, with others. [`Self::settle`] does so.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn bury(&self, key: &[pg_sys::Datum]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.borrow_mut().bury(key) }
+    }
+
+    /// Whether [`Self::settle`] has something to write.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.0.borrow().is_unsettled()
+    }
+
+    /// Writes what is still to be written. It is visible to what comes next.
+    ///
+    /// # Safety
+    /// As [`Self::find`], acting as the table's owner.
+    pub(crate) unsafe fn settle(&self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.borrow_mut().settle() }
+    }
+
+    /// Makes sure that the register was as empty as it was taken for.
+    ///
+    /// # Errors
+    /// 40001 if it was not: the transaction has to be applied again.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    pub(crate) unsafe fn check(&self) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.borrow().check() }
+    }
+
+    /// Whether these are the tombstones in that register.
+    pub(crate) fn are_in(&self, register: pg_sys::Oid) -> bool {
+        self.0.borrow().oid == register
+    }
+
+    /// Gives the register back, once the last clone is closed.
+    ///
+    /// # Safety
+    /// Only after everything went well and is settled: an abort does it by itself.
+    pub(crate) unsafe fn close(self) {
+        let Some(State { gone, open, .. }) = Rc::into_inner(self.0).map(RefCell::into_inner) else { return };
+        // SAFETY: both were made in the same transaction.
+        unsafe {
+            if let Some(batch) = gone {
+                batch.free();
+            }
+            if let Some(register) = open {
+                register.close();
+            }
+        }
+    }
+}
+
+impl State {
+    unsafe fn find(
         &mut self,
         key: &[pg_sys::Datum],
         truncated: Option<&Version>,
         versions: &mut Versions,
         incoming: &Version,
     ) -> Option<Tombstone> {
-        // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts and origin.
+        // SAFETY: as the callers promise; the columns after the key's are kind, commit_ts and origin.
         unsafe {
             self.settle();
             match self.known {
@@ -97,20 +197,8 @@ impl Tombstones {
         }
     }
 
-    /// Writes the tombstone of a key, in place of older ones. Without a version it has that of the transaction.
-    ///
-    /// # Errors
-    /// As [`Self::check`].
-    ///
-    /// # Safety
-    /// As [`Self::find`].
-    pub(crate) unsafe fn write(
-        &mut self,
-        key: &[pg_sys::Datum],
-        standing: Standing,
-        version: Option<&Version>,
-    ) -> Result<()> {
-        // SAFETY: as the caller promises.
+    unsafe fn write(&mut self, key: &[pg_sys::Datum], standing: Standing, version: Option<&Version>) -> Result<()> {
+        // SAFETY: as the callers promise.
         unsafe {
             self.settle();
             let batch = self.batch()?;
@@ -120,16 +208,8 @@ impl Tombstones {
         Ok(())
     }
 
-    /// Remembers that a row was removed, which is this transaction's until its end: so the tombstone may be written
-    /// later, with others. [`Self::settle`] does so.
-    ///
-    /// # Errors
-    /// As [`Self::check`].
-    ///
-    /// # Safety
-    /// As [`Self::find`].
-    pub(crate) unsafe fn bury(&mut self, key: &[pg_sys::Datum]) -> Result<()> {
-        // SAFETY: as the caller promises.
+    unsafe fn bury(&mut self, key: &[pg_sys::Datum]) -> Result<()> {
+        // SAFETY: as the callers promise.
         unsafe {
             let batch = self.batch()?;
             form(key, Standing::Gone, None, |values, nulls| batch.add(values, nulls));
@@ -153,20 +233,15 @@ impl Tombstones {
         Ok(self.gone.as_mut().expect("made above"))
     }
 
-    /// Whether [`Self::settle`] has something to write.
-    pub(crate) fn is_unsettled(&self) -> bool {
+    fn is_unsettled(&self) -> bool {
         self.gone.as_ref().is_some_and(|batch| !batch.is_empty())
     }
 
-    /// Writes what is still to be written. It is visible to what comes next.
-    ///
-    /// # Safety
-    /// As [`Self::find`], acting as the table's owner.
-    pub(crate) unsafe fn settle(&mut self) {
+    unsafe fn settle(&mut self) {
         if !self.is_unsettled() {
             return;
         }
-        // SAFETY: as the caller promises; no key comes twice, because a row has to be put back in between.
+        // SAFETY: as the callers promise; no key comes twice, because a row has to be put back in between.
         unsafe {
             let mut batch = self.gone.take().expect("there is one that is not empty");
             self.open().write(&mut batch, Sight::Latest);
@@ -176,15 +251,8 @@ impl Tombstones {
         }
     }
 
-    /// Makes sure that the register was as empty as it was taken for.
-    ///
-    /// # Errors
-    /// 40001 if it was not: the transaction has to be applied again.
-    ///
-    /// # Safety
-    /// As [`Self::find`].
-    pub(crate) unsafe fn check(&self) -> Result<()> {
-        // SAFETY: as the caller promises.
+    unsafe fn check(&self) -> Result<()> {
+        // SAFETY: as the callers promise.
         if self.known != Known::Trusted || unsafe { Register::is_empty(self.oid) } {
             return Ok(());
         }
@@ -200,22 +268,6 @@ impl Tombstones {
         // SAFETY: as the callers promise.
         self.open.get_or_insert_with(|| unsafe { Register::open(oid) })
     }
-
-    /// Gives the register back.
-    ///
-    /// # Safety
-    /// Only after everything went well and is settled: an abort does it by itself.
-    pub(crate) unsafe fn close(self) {
-        // SAFETY: both were made by this in the same transaction.
-        unsafe {
-            if let Some(batch) = self.gone {
-                batch.free();
-            }
-            if let Some(register) = self.open {
-                register.close();
-            }
-        }
-    }
 }
 
 /// The row of a tombstone, as a register has it.
@@ -230,7 +282,7 @@ pub(crate) unsafe fn form(
 ) {
     const MOST: usize = pg_sys::INDEX_MAX_KEYS as usize + 3;
     let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
-    // SAFETY: as the caller promises.
+    // SAFETY: as the callers promise.
     let ([commit_ts, origin], [no_ts, no_origin]) = unsafe { stored(version) };
     let (mut values, mut nulls) = ([pg_sys::Datum::from(0); MOST], [false; MOST]);
     let rest = key.len();

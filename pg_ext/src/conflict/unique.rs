@@ -51,7 +51,7 @@ pub(crate) struct Met {
 /// Where it is remembered that a row was hidden.
 pub(crate) enum Hiding<'t> {
     /// Among the tombstones.
-    Plain(&'t mut Tombstones),
+    Plain(&'t Tombstones),
     /// In a table with a policy, with what its counters hold.
     Kept(&'t mut Keeper, &'t [(Counter, u16)]),
 }
