@@ -60,3 +60,31 @@ async fn an_older_row_waits_for_a_value_that_was_held_within_one_transaction() -
     let open = "delete from t where id = 2; insert into t values (3, 'value'); update t set v = 'other' where id = 3";
     given_up_meanwhile("unique (v)", open).await
 }
+
+#[tokio::test]
+async fn an_older_truncate_waits_for_a_later_one() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    lab.create_everywhere("create table t (id int primary key)", &["t"]).await?;
+    // From now on the session that applies knows the table.
+    b.exec("insert into t values (1)").await?;
+    lab.converges(&["t"]).await?;
+    let local = a.connect().await?;
+    local.exec("begin; truncate t").await?;
+    b.exec("truncate t").await?;
+    b.exec("insert into t values (2)").await?;
+    let applying = literal(&format!("duplex-relay inbound {}", b.name()));
+    let event = format!(
+        "select coalesce(string_agg(wait_event, ' '), '') from pg_stat_activity
+          where datname = current_database() and application_name = {applying}"
+    );
+    until("the older one to wait for the transaction", PATIENCE, async || {
+        let event = a.one(&event).await?;
+        Ok(when(event == "relation", event))
+    })
+    .await?;
+    local.exec("commit").await?;
+    lab.converges(&["t"]).await?;
+    assert_eq!(a.number("select count(*) from t").await?, 0);
+    lab.stop_relays()
+}

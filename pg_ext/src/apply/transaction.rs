@@ -289,7 +289,7 @@ impl<'s> Writer<'s> {
         let mut together: Vec<Rc<Target>> = Vec::new();
         let mut restart = None;
         for entry in std::mem::take(&mut self.progress.truncates) {
-            let target = self.target(entry.relation)?;
+            let target = self.locked(entry.relation)?;
             // A table without sequences says nothing of its statement.
             // SAFETY: inside a transaction.
             let wanted = unsafe { has_sequences(&target) }.then_some(entry.restart_identity);
@@ -302,6 +302,20 @@ impl<'s> Writer<'s> {
             together.push(target);
         }
         self.truncate_together(&together, restart)
+    }
+
+    /// The table that a TRUNCATE concerns, locked for it. Only then is it certain which TRUNCATE was the newest here: the
+    /// lock may have been waited for because another was under way.
+    fn locked(&mut self, id: u32) -> Result<Rc<Target>> {
+        loop {
+            let target = self.target(id)?;
+            // SAFETY: inside a transaction; a table that was dropped is noticed below, as anything else that changed.
+            unsafe { pg_sys::LockRelationOid(target.relid, pg_sys::AccessExclusiveLock.cast_signed()) };
+            if !target.is_stale() {
+                return Ok(target);
+            }
+            check_for_interrupts!();
+        }
     }
 
     fn truncate_together(&mut self, targets: &[Rc<Target>], restart: Option<bool>) -> Result<()> {
