@@ -78,13 +78,15 @@ begin
 end
 $$;
 
--- The counters of a table with a policy, in the order in which a tombstone keeps what is left of them.
-create function duplex.kept_counters(relation regclass, out counters text)
+-- What a table with a policy keeps: its counters, in the order in which a tombstone has what is left of them, and
+-- whether its columns are merged. NULL for any other table.
+create function duplex.kept(relation regclass, out kept text, out merges boolean)
     language sql stable set search_path = pg_catalog, pg_temp
 as $$
-    select string_agg(quote_ident(d), ', ' order by d collate "C")
-      from duplex.table_registry t cross join unnest(t.delta_columns) d
-     where t.relid = relation
+    select nullif(concat_ws(' / ', nullif(t.resolution, 'last_update_wins'), c.counters), ''), t.resolution = 'column_merge'
+      from (select relation) r
+      left join duplex.table_registry t on t.relid = r.relation
+     cross join lateral (select string_agg(quote_ident(d), ', ' order by d collate "C") from unnest(t.delta_columns) d) c (counters)
 $$;
 
 -- The registers that a table ought to have.
@@ -92,23 +94,27 @@ create function duplex.wanted_registers(relation regclass)
     returns table (of_index oid, columns text, keys text, signature text)
     language sql stable set search_path = pg_catalog, pg_temp
 as $$
-    select w.of_index, w.columns, w.keys, concat_ws(' / ', w.columns, w.keys, w.counters) from (
+    select w.of_index, w.columns, w.keys, concat_ws(' / ', w.columns, w.keys, w.kept) from (
         select 0::oid, s.columns || ', kind "char" not null, commit_ts bigint, origin text'
-                       || case when p.counters is not null then ', residual numeric[]' else '' end, s.keys, p.counters
+                       || case when p.kept is not null then ', residual numeric[]' else '' end
+                       || case when p.merges then ', kept bytea' else '' end, s.keys, p.kept
           from duplex.index_shape(duplex.identity_index(relation), 'k') s
-         cross join duplex.kept_counters(relation) p
+         cross join duplex.kept(relation) p
          where s.columns is not null
         union all
-        select relation::oid, s.columns || ', commit_ts bigint, origin text', s.keys, null
+        select relation::oid, s.columns || ', commit_ts bigint, origin text'
+                              || case when p.merges then ', stamps bytea' else '' end, s.keys, null
           from duplex.index_shape(duplex.identity_index(relation), 'k') s
-         cross join duplex.kept_counters(relation) p
-         where s.columns is not null and p.counters is not null
+         cross join duplex.kept(relation) p
+         where s.columns is not null and p.kept is not null
         union all
-        select i.indexrelid, v.columns || ', ' || k.columns || ', commit_ts bigint, origin text', v.keys, null
+        select i.indexrelid, v.columns || ', ' || k.columns || ', commit_ts bigint, origin text'
+                             || case when p.merges then ', number bigint not null' else '' end, v.keys, null
           from duplex.second_unique_indexes(relation) i
+         cross join duplex.kept(relation) p
          cross join duplex.index_shape(i.indexrelid, 'v') v
          cross join duplex.index_shape(duplex.identity_index(relation), 'k') k
-         where k.columns is not null) w (of_index, columns, keys, counters)
+         where k.columns is not null) w (of_index, columns, keys, kept)
 $$;
 
 -- Without jit: compiling takes seconds, what it does takes milliseconds.

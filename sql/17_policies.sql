@@ -13,10 +13,10 @@ declare
     number smallint;
     type   text;
 begin
-    if resolution is null or resolution not in ('last_update_wins') then
+    if resolution is null or resolution not in ('last_update_wins', 'column_merge') then
         sqlstate := '22023';
         message := format('"%s" is no way to decide conflicts', resolution);
-        hint := 'It is last_update_wins.';
+        hint := 'It is last_update_wins or column_merge.';
         return next;
         return;
     end if;
@@ -134,12 +134,12 @@ $$;
 comment on function duplex.set_policy(regclass, text, name[]) is
     'How conflicts of this table are decided from now on. Nobody may write to it, on any node, from before the first node''s call to after the last one''s.';
 
--- What counters hold when a table is emptied is looked at before it is.
+-- What rows hold when a table is emptied is looked at before it is.
 create function duplex.guard_counters(relation regclass) returns void
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if (select cardinality(t.delta_columns) = 0 from duplex.table_registry t where t.relid = relation)
+    if (select k.kept is null from duplex.kept(relation) k)
        or exists (select from pg_trigger t where t.tgrelid = relation and t.tgname = '00_duplex_before_truncate') then
         return;
     end if;

@@ -18,6 +18,8 @@ pub struct Layout {
     pub long: bool,
     /// Whether `n` is a delta column.
     pub counts: bool,
+    /// Whether each column goes by its own version.
+    pub merges: bool,
 }
 
 const PLAIN: Layout = Layout {
@@ -28,6 +30,7 @@ const PLAIN: Layout = Layout {
     child: false,
     long: false,
     counts: false,
+    merges: false,
 };
 
 /// All of them.
@@ -142,14 +145,46 @@ pub const LAYOUTS: &[Layout] = &[
         counts: true,
         ..PLAIN
     },
+    Layout { name: "merged columns", merges: true, ..PLAIN },
+    Layout {
+        name: "merged columns with unique keys",
+        create: "create table {t} (id int primary key, v text unique, w text, n int not null);
+                 create unique index on {t} (lower(w)) where v is not null",
+        swaps: false,
+        counts: true,
+        merges: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "merged columns of one unique key",
+        create: "create table {t} (id int primary key, v text, w text unique, n int, unique (v, n))",
+        swaps: false,
+        merges: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "merged columns in a partition",
+        create: "create table {t} (id int, v text, w text, n int not null, primary key (id, n), unique (v, n))
+                     partition by list (n);
+                 create table {t}_0 partition of {t} for values in (0);
+                 create table {t}_1 (w text, n int, id int not null, gone int, v text);
+                 alter table {t}_1 drop column gone, alter n set not null;
+                 alter table {t} attach partition {t}_1 for values in (1);
+                 create table {t}_rest partition of {t} default",
+        key: &["id", "n"],
+        swaps: false,
+        merges: true,
+        ..PLAIN
+    },
 ];
 
 impl Layout {
     /// The statements that make such a table of this name, and enable it.
     pub fn create(&self, table: &str) -> String {
-        let policy = if self.counts { ", delta_columns => '{n}'" } else { "" };
+        let resolution = if self.merges { "column_merge" } else { "last_update_wins" };
+        let counters = if self.counts { "{n}" } else { "{}" };
         let names = self.tables(table).into_iter().map(|(name, _)| name);
-        let enable = names.map(|name| format!("select duplex.enable('{name}'{policy});"));
+        let enable = names.map(|name| format!("select duplex.enable('{name}', '{resolution}', '{counters}');"));
         format!("{}; {}", self.create.replace("{t}", table), enable.collect::<String>())
     }
 

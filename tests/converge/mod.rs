@@ -4,7 +4,7 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`layouts`] | the tables: plain, with second unique keys of every kind, partitioned, with children, with counters |
+//! | [`layouts`] | the tables: plain, with second unique keys of every kind, partitioned, with children, counters, merged columns |
 //! | [`statements`] | transactions as applications make them |
 //! | [`plan`] | what a round does, drawn from its seed, and how one that fails is cut down |
 //! | [`exact`] | rounds without relays, in the very order of the plan: hundreds a minute |

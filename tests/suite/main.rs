@@ -9,6 +9,7 @@ mod clock;
 mod conflict_cases;
 mod conflict_counters;
 mod conflict_history;
+mod conflict_merge;
 mod conflict_orders;
 mod conflict_policy;
 mod conflict_races;

@@ -15,7 +15,7 @@ use crate::conflict::arrival::{Arrival, Change, Verdict};
 use crate::conflict::history::{Conflict, Image, Resolution, image};
 use crate::conflict::index::Values;
 use crate::conflict::register::raw_xmin;
-use crate::conflict::unique::{Claimant, Hiding, Met};
+use crate::conflict::unique::{Claimant, Hiding, Holding, Met};
 use crate::conflict::write::{Written, generate};
 use crate::errors::Result;
 
@@ -164,7 +164,7 @@ impl Table {
                     let claimant = Claimant { estate, key: &key };
                     let held = claimant.values(leaf, leaf.found);
                     let version = arrival.versions.of_row(xmin, arrival.version).cloned();
-                    claimant.release(leaf, &held, &[], version.as_ref(), arrival);
+                    claimant.release(leaf, &held, &[], Holding::Row(version.as_ref()), arrival);
                 }
                 let leaf = self.current();
                 if !leaf.remove(leaf.found, estate) {
@@ -220,6 +220,7 @@ impl Table {
             let command = if held.is_some() { pg_sys::CmdType::CMD_UPDATE } else { pg_sys::CmdType::CMD_INSERT };
             generate(leaf, estate, command);
             let values = claimant.values(leaf, leaf.write);
+            let holding = Holding::Row(Some(arrival.version));
             let written = if held.is_some() { leaf.update(estate) } else { leaf.insert(estate) };
             let taken = match written {
                 Written::KeyTaken | Written::Overtaken => return Ok(None),
@@ -228,7 +229,7 @@ impl Table {
             };
             if let Some((held, version)) = held {
                 let after = claimant.values(leaf, leaf.write);
-                claimant.release(leaf, held, &after, version.as_ref(), arrival);
+                claimant.release(leaf, held, &after, Holding::Row(version.as_ref()), arrival);
             }
             if !taken.is_empty() {
                 let own = (*leaf.write).tts_tid;
@@ -238,12 +239,12 @@ impl Table {
                         *values = None;
                     }
                 }
-                self.make_way(claimant, &after, Some(own), arrival, &mut met)?;
+                self.make_way(claimant, &after, holding, Some(own), arrival, &mut met)?;
             }
             // Asked only now: a local transaction that gave a value up before this row stood in the indexes has ended, or was
             // waited for, and its claim is to be seen; one that comes later waits for this one.
             let leaf = self.current();
-            claimant.note_claims(leaf, &values, arrival, &mut met);
+            claimant.note_claims(leaf, &values, holding, arrival, &mut met);
             if met.hidden && find(leaf, pg_sys::LockTupleMode::LockTupleExclusive) {
                 leaf.remove(leaf.found, estate);
                 self.hide_own(claimant, &values, arrival)?;
@@ -252,10 +253,15 @@ impl Table {
         }
     }
 
-    unsafe fn make_way(
+    /// Lets the rows give way that hold one of the values, as [`Claimant::make_way`] says.
+    ///
+    /// # Safety
+    /// As [`Table::put`].
+    pub(crate) unsafe fn make_way(
         &mut self,
         claimant: &Claimant<'_>,
         values: &[Option<Values>],
+        holding: Holding<'_>,
         own: Option<pg_sys::ItemPointerData>,
         arrival: &mut Arrival<'_>,
         met: &mut Met,
@@ -265,11 +271,11 @@ impl Table {
             Storage::Partitioned(routing) => routing.current(),
         };
         let registers = match &mut self.keeper {
-            Some(keeper) => Hiding::Kept(keeper, &self.target.counters),
+            Some(keeper) => Hiding::Kept(keeper, &self.target),
             None => Hiding::Plain(&self.tombstones),
         };
         // SAFETY: as the callers promise.
-        unsafe { claimant.make_way(leaf, values, own, registers, arrival, met) }
+        unsafe { claimant.make_way(leaf, values, (holding, own), registers, arrival, met) }
     }
 
     /// The row that arrived is not shown: its key and what it claimed are remembered.
@@ -283,7 +289,7 @@ impl Table {
         unsafe {
             self.guard(Guard::Alone);
             let version = arrival.version;
-            claimant.release(self.current(), values, &[], Some(version), arrival);
+            claimant.release(self.current(), values, &[], Holding::Row(Some(version)), arrival);
             if self.keeper.is_some() {
                 self.keep_hidden(claimant.key);
                 return Ok(());
@@ -314,10 +320,10 @@ impl Table {
             // What the row that stays holds itself needs no claim: it is the later one.
             let shown = if is_there { claimant.values(leaf, leaf.found) } else { Vec::new() };
             let version = arrival.version;
-            claimant.release(leaf, &values, &shown, Some(version), arrival);
+            claimant.release(leaf, &values, &shown, Holding::Row(Some(version)), arrival);
             let mut met = Met::default();
             let own = is_there.then(|| (*leaf.found).tts_tid);
-            self.make_way(claimant, &values, own, arrival, &mut met)?;
+            self.make_way(claimant, &values, Holding::Row(Some(version)), own, arrival, &mut met)?;
             met.hidden = true;
             Ok(Some(met))
         }

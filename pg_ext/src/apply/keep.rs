@@ -15,7 +15,8 @@ use crate::conflict::arrival::{Arrival, Change, Verdict};
 use crate::conflict::counter::{Added, Amount, Counter, after};
 use crate::conflict::kept::{Keeper, Remembered, oldest};
 use crate::conflict::register::raw_xmin;
-use crate::conflict::unique::Claimant;
+use crate::conflict::stamps::written;
+use crate::conflict::unique::{Claimant, OfRow};
 use crate::conflict::write::Written;
 use crate::errors::Result;
 
@@ -30,7 +31,7 @@ impl Table {
         Added::read(contributions, counters.len(), place).map(Some)
     }
 
-    fn keeper(&mut self) -> &mut Keeper {
+    pub(crate) fn keeper(&mut self) -> &mut Keeper {
         self.keeper.as_mut().expect("the table has a policy")
     }
 
@@ -49,7 +50,7 @@ impl Table {
         // SAFETY: as the caller promises.
         unsafe {
             let key = self.key();
-            let version = self.version(&key, arrival);
+            let OfRow { version, .. } = self.of_found(&key, arrival)?;
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before(verdict, || version.clone());
             let leaf = self.current();
@@ -78,7 +79,7 @@ impl Table {
             if wins {
                 self.keeper().forget(&key);
             } else if added.is_something() {
-                self.rewrite(&key, &sums, version, arrival)?;
+                self.rewrite(&key, &sums, OfRow { version, stamps: None }, arrival)?;
             }
             record(&target, verdict, before, false, arrival)?;
         }
@@ -100,7 +101,7 @@ impl Table {
         unsafe {
             self.guard(Guard::Shared);
             let key = self.key();
-            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
+            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival)?;
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let wins = verdict.effect.wins;
             if !wins && !self.alone {
@@ -129,7 +130,7 @@ impl Table {
                 return Ok(false);
             }
             if !wins && (added.is_something() || verdict.effect.stamps) {
-                self.keep_gone(&key, standing, verdict, version, &sums);
+                self.keep_gone(&key, standing, verdict, version, &sums, None);
             }
             if !is_shown && self.has_come() {
                 return Ok(false);
@@ -179,7 +180,8 @@ impl Table {
         // SAFETY: as the callers promise.
         unsafe {
             let key = self.key();
-            let version = self.version(&key, arrival);
+            let of_row = self.of_found(&key, arrival)?;
+            let version = of_row.version.clone();
             let verdict = arrival.meets(change, Standing::Row, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before(verdict, || version.clone());
             let leaf = self.current();
@@ -188,14 +190,15 @@ impl Table {
                 if !leaf.uniques.is_empty() {
                     let claimant = Claimant { estate, key: &key };
                     let held = claimant.values(leaf, leaf.found);
-                    claimant.release(leaf, &held, &[], version.as_ref(), arrival);
+                    claimant.release(leaf, &held, &[], of_row.holding(), arrival);
                 }
-                self.keeper().remember(&key, Standing::Gone, None, &sums, None);
+                let row = leaf.kept_row(&target, leaf.found, of_row.stamps.as_deref(), arrival)?;
+                self.keeper().remember(&key, Standing::Gone, None, &sums, row.as_deref(), None);
                 self.keeper().forget(&key);
                 let leaf = self.current();
                 leaf.remove(leaf.found, estate);
             } else if added.is_something() {
-                self.rewrite(&key, &sums, version, arrival)?;
+                self.rewrite(&key, &sums, of_row, arrival)?;
             }
             record(&target, verdict, before, true, arrival)
         }
@@ -206,16 +209,17 @@ impl Table {
         // SAFETY: as the callers promise; the registers are this transaction's alone.
         unsafe {
             let key = self.key();
-            let Remembered { standing, version, residual, .. } = self.remembered(&key, arrival);
+            let Remembered { standing, version, residual, row, .. } = self.remembered(&key, arrival)?;
+            let row = row.map(|row| row.again(version.as_ref(), arrival));
             let verdict = arrival.meets(change, standing, version.as_ref(), self.truncated.as_ref())?;
             let before = self.before_none(verdict, version.clone());
             let sums = sums(residual, added);
             if verdict.effect.wins {
                 let found = self.found.take();
-                self.keeper().remember(&key, Standing::Gone, None, &sums, found.as_deref());
+                self.keeper().remember(&key, Standing::Gone, None, &sums, row.as_deref(), found.as_deref());
                 self.found = found;
             } else if added.is_something() || verdict.effect.stamps {
-                self.keep_gone(&key, standing, verdict, version, &sums);
+                self.keep_gone(&key, standing, verdict, version, &sums, row.as_deref());
             }
             if self.has_come() || !self.is_as_found(&key) {
                 return Ok(false);
@@ -225,29 +229,26 @@ impl Table {
         Ok(true)
     }
 
-    /// The version of the row found.
-    unsafe fn version(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Option<Version> {
+    /// Since when the row found is as it is.
+    pub(crate) unsafe fn of_found(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Result<OfRow> {
+        let target = Rc::clone(&self.target);
         // SAFETY: as the callers promise: the row is locked.
         unsafe {
             let xmin = raw_xmin(self.current().found);
-            let Arrival { version, versions, .. } = arrival;
-            match self.keeper().true_version(key, xmin, versions, version) {
-                Some(known) => known,
-                None => versions.of_row(xmin, version).cloned(),
-            }
+            self.keeper().of_row(key, xmin, target.merged.as_deref(), arrival)
         }
     }
 
-    unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Remembered {
+    pub(crate) unsafe fn remembered(&mut self, key: &[pg_sys::Datum], arrival: &mut Arrival<'_>) -> Result<Remembered> {
         let truncated = self.truncated.clone();
         // SAFETY: as the callers promise.
-        let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version) };
+        let remembered = unsafe { self.keeper().find(key, truncated.as_ref(), arrival.versions, arrival.version)? };
         self.found = Some(remembered.places.clone());
-        remembered
+        Ok(remembered)
     }
 
     /// Whether what is remembered of the key is still what the change was decided on.
-    unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum]) -> bool {
+    pub(crate) unsafe fn is_as_found(&mut self, key: &[pg_sys::Datum]) -> bool {
         let found = self.found.take().unwrap_or_default();
         // SAFETY: as the callers promise.
         let is_same = unsafe { self.keeper().is_as_found(key, &found) };
@@ -263,12 +264,13 @@ impl Table {
         verdict: Verdict,
         version: Option<Version>,
         sums: &[Amount],
+        row: Option<&[u8]>,
     ) {
         let standing = if standing == Standing::Hidden { standing } else { Standing::Gone };
         let version = (!verdict.effect.stamps).then(|| version.unwrap_or_else(oldest));
         let found = self.found.take();
         // SAFETY: as the callers promise; without a version it is that of the change.
-        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums, found.as_deref()) }
+        unsafe { self.keeper().remember(key, standing, version.as_ref(), sums, row, found.as_deref()) }
         self.found = found;
     }
 
@@ -283,7 +285,7 @@ impl Table {
         unsafe {
             let leaf = self.current();
             let left = leaf.amounts(&target.counters, leaf.write);
-            self.keeper().remember(key, Standing::Hidden, None, &left, found.as_deref());
+            self.keeper().remember(key, Standing::Hidden, None, &left, None, found.as_deref());
             self.keeper().forget(key);
         }
         self.found = found;
@@ -294,7 +296,7 @@ impl Table {
         &mut self,
         key: &[pg_sys::Datum],
         sums: &[Amount],
-        version: Option<Version>,
+        of_row: OfRow,
         arrival: &mut Arrival<'_>,
     ) -> Result<()> {
         let (target, estate) = (Rc::clone(&self.target), self.estate);
@@ -304,20 +306,23 @@ impl Table {
             leaf.take_found();
             leaf.set_counters(&target.counters, sums)?;
             leaf.update(estate);
-            self.keeper().note(key, &version.unwrap_or_else(oldest), arrival.versions);
+            let names = target.merged.as_deref().unwrap_or_default();
+            let columns = of_row.stamps.map(|stamps| written(names, &stamps, arrival.versions, arrival.version));
+            let version = of_row.version.unwrap_or_else(oldest);
+            self.keeper().note(key, Some(&version), columns.as_ref(), arrival.versions);
         }
         Ok(())
     }
 
     /// Whether a row has come under the key after all: a local INSERT that had not seen what was remembered here just
     /// now. One that comes later waits for it.
-    unsafe fn has_come(&mut self) -> bool {
+    pub(crate) unsafe fn has_come(&mut self) -> bool {
         // SAFETY: as the callers promise.
         unsafe { find(self.current(), pg_sys::LockTupleMode::LockTupleNoKeyExclusive) }
     }
 }
 
-fn sums(found: Vec<Amount>, added: &Added) -> Vec<Amount> {
+pub(crate) fn sums(found: Vec<Amount>, added: &Added) -> Vec<Amount> {
     found.into_iter().zip(&added.0).map(|(found, added)| after(found, added)).collect()
 }
 
@@ -342,7 +347,13 @@ impl Leaf {
     }
 
     /// Puts amounts into the counters of the row to write.
-    unsafe fn set_counters(&mut self, counters: &[(Counter, u16)], amounts: &[Amount]) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Counter::value`].
+    ///
+    /// # Safety
+    /// The row is filled; the current memory is the row's.
+    pub(crate) unsafe fn set_counters(&mut self, counters: &[(Counter, u16)], amounts: &[Amount]) -> Result<()> {
         let zero = Some(AnyNumeric::from(0));
         for ((&attribute, (counter, _)), amount) in self.counters.iter().zip(counters).zip(amounts) {
             let index = attribute as usize - 1;

@@ -17,6 +17,7 @@
 //! | `row` | inserting, updating and deleting one row |
 //! | `decide` | what becomes of one change, by the rules of conflicts |
 //! | `keep` | the same in a table with a policy: counters add up, and rows keep their versions |
+//! | `merge` | the same where columns are merged |
 //! | `triggers` | which triggers of a table fire |
 //! | `partition` | the same in the right partition |
 //! | `truncate` | emptying the tables of one statement together |
@@ -28,10 +29,11 @@ mod decide;
 pub(crate) mod find;
 mod heard;
 mod keep;
+mod merge;
 pub(crate) mod own;
 mod park;
 mod partition;
-mod relation;
+pub(crate) mod relation;
 mod row;
 mod session;
 pub(crate) mod subtransaction;

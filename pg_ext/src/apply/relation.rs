@@ -52,6 +52,8 @@ pub(crate) struct Target {
     pub(crate) key_names: Vec<String>,
     /// The counters in the policy's order, each with its column of the descriptor.
     pub(crate) counters: Vec<(Counter, u16)>,
+    /// In a table that merges by column, the names of the descriptor's columns.
+    pub(crate) merged: Option<Vec<String>>,
     /// Attributes that the descriptor lacks and this node does not compute: default on INSERT, kept on UPDATE.
     pub(crate) unmapped: Vec<i16>,
     context: pg_sys::MemoryContext,
@@ -158,6 +160,7 @@ impl Target {
                 registers,
                 key_names: Vec::new(),
                 counters: Vec::new(),
+                merged: None,
                 unmapped: Vec::new(),
                 context,
                 stale,
@@ -216,6 +219,9 @@ impl Target {
     unsafe fn map_counters(&mut self, rel: pg_sys::Relation, relation: &Relation) -> Result<()> {
         // SAFETY: the relation is open, so its descriptor is valid.
         let desc = unsafe { PgTupleDesc::from_pg_unchecked((*rel).rd_att) };
+        if self.registers.policy.merges() {
+            self.merged = Some(relation.columns.iter().map(|column| column.name.clone()).collect());
+        }
         for name in &self.registers.policy.counters {
             let place =
                 relation.columns.iter().position(|column| column.name == *name).ok_or_else(|| no_column(name))?;

@@ -27,7 +27,10 @@ impl Table {
             loop {
                 let found = find(self.leaf()?, pg_sys::LockTupleMode::LockTupleNoKeyExclusive);
                 let done = if found && let Some(added) = &added {
-                    self.keep_over(change, added, arrival)?
+                    match self.target.merged {
+                        Some(_) => self.merge_over(put, added, arrival)?,
+                        None => self.keep_over(change, added, arrival)?,
+                    }
                 } else if found {
                     self.put_over(change, arrival)?
                 } else {
@@ -38,6 +41,7 @@ impl Table {
                         self.leaf()?;
                     }
                     match &added {
+                        Some(added) if self.target.merged.is_some() => self.merge_anew(put, added, arrival)?,
                         Some(added) => self.keep_anew(change, added, arrival)?,
                         None => self.put_anew(change, arrival)?,
                     }
@@ -47,6 +51,12 @@ impl Table {
                 }
                 // Somebody took the key in between: it is decided again on what is there now.
                 check_for_interrupts!();
+                if self.target.merged.is_some() {
+                    // The row to write has columns by now that did not come with the change.
+                    pg_sys::ExecStoreAllNullTuple(self.remote);
+                    self.fill(&put.row)?;
+                    has_defaults = self.defaults.is_empty();
+                }
             }
             self.end_row(caller);
         }
@@ -222,7 +232,10 @@ impl Leaf {
     /// Whether a row that is found is locked before it is decided on. It need not be where nothing but the row itself is
     /// written: that fails if it has changed meanwhile.
     pub(crate) fn is_locking(&self) -> bool {
-        self.triggers != Triggers::None || !self.uniques.is_empty() || !self.counters.is_empty()
+        self.triggers != Triggers::None
+            || !self.uniques.is_empty()
+            || !self.counters.is_empty()
+            || !self.columns.is_empty()
     }
 
     /// Puts the row in `write` in the place of the one in `found`.

@@ -13,6 +13,7 @@ use crate::apply::relation::Target;
 use crate::apply::triggers::{Deferrable, Triggers, keep_firing_triggers};
 use crate::apply::value::Arena;
 use crate::conflict::arrival::Arrival;
+use crate::conflict::index::attributes;
 use crate::conflict::kept::Keeper;
 use crate::conflict::tombstone::Tombstones;
 use crate::conflict::unique::Unique;
@@ -46,6 +47,10 @@ pub(crate) struct Leaf {
     pub(crate) other: *mut pg_sys::TupleTableSlot,
     /// The counters' attributes in this leaf, in the policy's order.
     pub(crate) counters: Vec<i16>,
+    /// In a table that merges by column, the attribute of each of the descriptor's columns.
+    pub(crate) columns: Vec<i16>,
+    /// And for each of `uniques` the columns that it depends on.
+    pub(crate) unique_columns: Vec<Vec<u16>>,
 }
 
 /// Where rows go.
@@ -66,6 +71,8 @@ pub(crate) struct Table {
     pub(crate) remote: *mut pg_sys::TupleTableSlot,
     pub(crate) econtext: *mut pg_sys::ExprContext,
     pub(crate) arena: Arena,
+    /// The same for a row that a tombstone has kept.
+    pub(crate) kept_arena: Arena,
     /// Defaults of the attributes that the descriptor lacks.
     pub(crate) defaults: Vec<(i16, *mut pg_sys::ExprState)>,
     pub(crate) storage: Storage,
@@ -127,8 +134,10 @@ impl Table {
             let arena = Arena::default();
             let stamp = target.registers.truncated.as_ref();
             let tombstones = Tombstones::new(target.registers.tombstones);
-            let keeper =
-                target.registers.rows.map(|rows| Keeper::new(target.registers.tombstones, rows, target.counters.len()));
+            let keeper = target
+                .registers
+                .rows
+                .map(|rows| Keeper::new(target.registers.tombstones, rows, &target.registers.policy));
             let truncated = stamp.and_then(|stamp| stamp.version(arrival.versions, arrival.version));
             Ok(Some(Self {
                 target,
@@ -137,6 +146,7 @@ impl Table {
                 remote,
                 econtext,
                 arena,
+                kept_arena: Arena::default(),
                 defaults,
                 storage,
                 deferrable,
@@ -326,6 +336,16 @@ impl Leaf {
             let finder = Finder::new(rel, *index);
             let of_counter = |(_, column): &(_, u16)| here(target.columns[usize::from(*column)].attribute);
             let counters = target.counters.iter().map(of_counter).collect();
+            let (mut columns, mut unique_columns) = (Vec::new(), Vec::new());
+            if target.merged.is_some() {
+                columns = target.columns.iter().map(|column| here(column.attribute)).collect();
+                let place = |attribute: i16| columns.iter().position(|&column| column == attribute);
+                let of_index = |unique: &Unique| {
+                    let attributes = attributes(rel, unique.info).into_iter();
+                    attributes.filter_map(place).map(|place| place as u16).collect()
+                };
+                unique_columns = uniques.iter().map(of_index).collect();
+            }
             Ok(Self {
                 info,
                 key_index,
@@ -340,6 +360,8 @@ impl Leaf {
                 key,
                 other,
                 counters,
+                columns,
+                unique_columns,
             })
         }
     }
@@ -363,7 +385,7 @@ impl Leaf {
 }
 
 /// The index that holds exactly these attributes and can tell at once whether a row exists.
-unsafe fn key_index(rel: pg_sys::Relation, key: &[i16]) -> Option<pg_sys::Oid> {
+pub(crate) unsafe fn key_index(rel: pg_sys::Relation, key: &[i16]) -> Option<pg_sys::Oid> {
     if key.is_empty() {
         return None;
     }

@@ -250,7 +250,15 @@ impl<'s> Writer<'s> {
     /// The tables, and what all changes that arrive at them have in common.
     fn arrival(&mut self) -> (&mut Vec<Table>, Arrival<'_>) {
         let Self { session, progress, version, tables, .. } = self;
-        (tables, Arrival { version, versions: &mut session.versions, origins: &progress.origins })
+        (
+            tables,
+            Arrival {
+                version,
+                order: progress.changes.into(),
+                versions: &mut session.versions,
+                origins: &progress.origins,
+            },
+        )
     }
 
     /// Closes all tables, and acts as the session's own role again.

@@ -1,5 +1,6 @@
 //! Emptying the tables of one statement together: a table that another refers to can only be emptied along with it.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use duplex_protocol::rules::key::{Standing, truncates as truncates_row};
@@ -8,13 +9,18 @@ use duplex_protocol::version::Version;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use crate::apply::merge::kept_row;
 use crate::apply::relation::Target;
-use crate::apply::table::list_cells;
+use crate::apply::table::{key_index, list_cells, node};
 use crate::apply::triggers::fires_on_apply;
+use crate::conflict::arrival::Arrival;
 use crate::conflict::counter::{Amount, Counter, is_nothing};
+use crate::conflict::index;
 use crate::conflict::kept::{Keeper, oldest};
 use crate::conflict::register::raw_xmin;
+use crate::conflict::stamps::held;
 use crate::conflict::truncates;
+use crate::conflict::unique::{OfRow, Unique};
 use crate::conflict::version::Versions;
 use crate::errors::{Failure, Result};
 
@@ -91,14 +97,16 @@ pub(crate) unsafe fn truncate(
             .hint("Give the tables one owner, or let these triggers not fire in replica sessions."));
         }
         let mut newer = false;
+        let origins = HashMap::new();
+        let mut arrival = Arrival { version, order: 0, versions, origins: &origins };
         for member in &mut members {
-            member.keep_older_rows(version, versions);
-            newer = newer || member.has_newer_row(version, versions);
+            member.keep_older_rows(&mut arrival)?;
+            newer = newer || member.has_newer_row(&mut arrival)?;
         }
         if newer {
             // Written by those who had not seen the TRUNCATE and came after it: they stay.
             for member in &mut members {
-                member.remove_older_rows(version, versions);
+                member.remove_older_rows(&mut arrival)?;
             }
             if restart_identity {
                 restart_sequences(relids);
@@ -142,9 +150,12 @@ struct Member<'t> {
 
 /// What a table with a policy keeps of the rows that go.
 struct Kept<'t> {
+    target: &'t Target,
     keeper: Keeper,
     /// The key's attributes here, in the registers' order.
     key: Vec<i16>,
+    /// The attributes of the descriptor's columns.
+    columns: Vec<i16>,
     counters: Vec<(&'t Counter, i16)>,
 }
 
@@ -157,68 +168,147 @@ impl<'t> Member<'t> {
         };
         let of_column = |column: u16| here(target.columns[usize::from(column)].attribute);
         let kept = target.registers.rows.map(|rows| Kept {
-            keeper: Keeper::new(target.registers.tombstones, rows, target.counters.len()),
+            target,
+            keeper: Keeper::new(target.registers.tombstones, rows, &target.registers.policy),
             key: target.registers.key.iter().map(|&attribute| here(attribute)).collect(),
+            columns: target.columns.iter().map(|column| here(column.attribute)).collect(),
             counters: target.counters.iter().map(|(counter, column)| (counter, of_column(*column))).collect(),
         });
         Self { rel, kept }
     }
 
-    /// Remembers what the counters hold of the rows that go: the TRUNCATE takes nothing away from them.
-    unsafe fn keep_older_rows(&mut self, version: &Version, versions: &mut Versions) {
-        let Some(kept) = &mut self.kept else { return };
+    /// Remembers what the counters and columns hold of the rows that go: the TRUNCATE takes nothing away from them.
+    unsafe fn keep_older_rows(&mut self, arrival: &mut Arrival<'_>) -> Result<()> {
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        let rel = self.rel;
         // SAFETY: as the callers promise; the registers are other tables.
         unsafe {
-            each_row(self.rel, |slot| {
-                let held = kept.version(slot, version, versions);
-                if truncates_row(version, held.as_ref()) {
-                    kept.remember(slot, held);
+            let uniques = Uniques::open(rel, kept);
+            each_row(rel, |slot| {
+                let of_row = kept.of_row(slot, arrival)?;
+                if truncates_row(arrival.version, of_row.version.as_ref()) {
+                    uniques.release(&kept.key(slot), slot, &of_row, arrival);
+                    kept.remember(rel, slot, of_row, arrival)?;
                 }
-                true
-            });
+                Ok(true)
+            })?;
+            uniques.close();
         }
+        Ok(())
     }
 
     /// Whether a row is there that is later than a TRUNCATE.
-    unsafe fn has_newer_row(&mut self, version: &Version, versions: &mut Versions) -> bool {
+    unsafe fn has_newer_row(&mut self, arrival: &mut Arrival<'_>) -> Result<bool> {
         let mut newer = false;
         // SAFETY: as the callers promise.
         unsafe {
             each_row(self.rel, |slot| {
-                newer = !is_older(&mut self.kept, slot, version, versions);
-                !newer
-            });
+                newer = !is_older(&mut self.kept, slot, arrival)?;
+                Ok(!newer)
+            })?;
         }
-        newer
+        Ok(newer)
     }
 
-    unsafe fn remove_older_rows(&mut self, version: &Version, versions: &mut Versions) {
+    unsafe fn remove_older_rows(&mut self, arrival: &mut Arrival<'_>) -> Result<()> {
         let rel = self.rel;
         // SAFETY: as the callers promise; the table is locked, so every row is as it was seen.
         unsafe {
             each_row(rel, |slot| {
-                if is_older(&mut self.kept, slot, version, versions) {
+                if is_older(&mut self.kept, slot, arrival)? {
                     pg_sys::simple_table_tuple_delete(rel, &raw mut (*slot).tts_tid, pg_sys::GetActiveSnapshot());
                 }
-                true
-            });
+                Ok(true)
+            })
         }
     }
 }
 
-/// Whether a TRUNCATE of this version takes a row.
+/// The further unique indexes of a table that merges by column. Elsewhere what a row claimed is older than the TRUNCATE
+/// that takes it, and so is nothing to a row that comes after it; here such a row may still have columns from before.
+struct Uniques {
+    estate: *mut pg_sys::EState,
+    info: *mut pg_sys::ResultRelInfo,
+    /// Each with the descriptor's columns that it depends on.
+    indexes: Vec<(Unique, Vec<u16>)>,
+}
+
+impl Uniques {
+    /// None for a table that decides by whole rows.
+    ///
+    /// # Safety
+    /// The relation is open and locked.
+    unsafe fn open(rel: pg_sys::Relation, kept: &Kept<'_>) -> Self {
+        // SAFETY: as the caller promises; what is made lives in the executor's memory.
+        unsafe {
+            let estate = pg_sys::CreateExecutorState();
+            let caller = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
+            let info: *mut pg_sys::ResultRelInfo = node(pg_sys::NodeTag::T_ResultRelInfo);
+            pg_sys::InitResultRelInfo(info, rel, 0, std::ptr::null_mut(), 0);
+            let mut indexes = Vec::new();
+            if kept.target.merged.is_some() && (*(*rel).rd_rel).relkind.cast_unsigned() == pg_sys::RELKIND_RELATION {
+                pg_sys::ExecOpenIndices(info, false);
+                let key = key_index(rel, &kept.key).unwrap_or(pg_sys::InvalidOid);
+                let place = |attribute| kept.columns.iter().position(|&column| column == attribute);
+                for unique in Unique::of(info, key, &kept.target.registers) {
+                    let attributes = index::attributes(rel, unique.info).into_iter();
+                    indexes.push((unique, attributes.filter_map(place).map(|place| place as u16).collect()));
+                }
+            }
+            pg_sys::MemoryContextSwitchTo(caller);
+            Self { estate, info, indexes }
+        }
+    }
+
+    /// Remembers what a row held that goes.
+    ///
+    /// # Safety
+    /// The slot holds a row of the relation.
+    unsafe fn release(
+        &self,
+        key: &[pg_sys::Datum],
+        slot: *mut pg_sys::TupleTableSlot,
+        of_row: &OfRow,
+        arrival: &mut Arrival<'_>,
+    ) {
+        let Some(stamps) = &of_row.stamps else { return };
+        for (unique, columns) in &self.indexes {
+            // SAFETY: as the caller promises; the executor's memory for a row is not reset before this is closed.
+            let values = unsafe { index::values(unique.info, slot, self.estate) };
+            if let (Some(claims), Some(values), Some(since)) = (unique.claims, values, held(stamps, columns)) {
+                // SAFETY: the table is locked, and its registers with it.
+                unsafe { claims.remember(&values, key, since, arrival.versions, arrival.version) };
+            }
+        }
+    }
+
+    /// Gives the indexes back: they are about to be made anew.
+    ///
+    /// # Safety
+    /// Opened in this transaction.
+    unsafe fn close(self) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if (*self.info).ri_NumIndices > 0 {
+                pg_sys::ExecCloseIndices(self.info);
+            }
+            pg_sys::FreeExecutorState(self.estate);
+        }
+    }
+}
+
+/// Whether a TRUNCATE takes a row.
 unsafe fn is_older(
     kept: &mut Option<Kept<'_>>,
     slot: *mut pg_sys::TupleTableSlot,
-    version: &Version,
-    versions: &mut Versions,
-) -> bool {
+    arrival: &mut Arrival<'_>,
+) -> Result<bool> {
     // SAFETY: as the callers promise.
     unsafe {
-        match kept {
-            None => truncates_row(version, versions.of_row(raw_xmin(slot), version)),
-            Some(kept) => truncates_row(version, kept.version(slot, version, versions).as_ref()),
-        }
+        Ok(match kept {
+            None => truncates_row(arrival.version, arrival.versions.of_row(raw_xmin(slot), arrival.version)),
+            Some(kept) => truncates_row(arrival.version, kept.of_row(slot, arrival)?.version.as_ref()),
+        })
     }
 }
 
@@ -231,24 +321,22 @@ impl Kept<'_> {
         }
     }
 
-    /// The version of a row.
-    unsafe fn version(
-        &mut self,
-        slot: *mut pg_sys::TupleTableSlot,
-        version: &Version,
-        versions: &mut Versions,
-    ) -> Option<Version> {
+    /// Since when a row is as it is.
+    unsafe fn of_row(&mut self, slot: *mut pg_sys::TupleTableSlot, arrival: &mut Arrival<'_>) -> Result<OfRow> {
         // SAFETY: as the callers promise.
         unsafe {
-            let (key, xmin) = (self.key(slot), raw_xmin(slot));
-            match self.keeper.true_version(&key, xmin, versions, version) {
-                Some(known) => known,
-                None => versions.of_row(xmin, version).cloned(),
-            }
+            let key = self.key(slot);
+            self.keeper.of_row(&key, raw_xmin(slot), self.target.merged.as_deref(), arrival)
         }
     }
 
-    unsafe fn remember(&mut self, slot: *mut pg_sys::TupleTableSlot, version: Option<Version>) {
+    unsafe fn remember(
+        &mut self,
+        rel: pg_sys::Relation,
+        slot: *mut pg_sys::TupleTableSlot,
+        of_row: OfRow,
+        arrival: &Arrival<'_>,
+    ) -> Result<()> {
         // SAFETY: as the callers promise.
         unsafe {
             let key = self.key(slot);
@@ -260,23 +348,28 @@ impl Kept<'_> {
                     counter.amount(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
                 })
                 .collect();
-            if is_nothing(&left) {
+            let row = kept_row(rel, self.target, slot, of_row.stamps.as_deref(), arrival)?;
+            if row.is_none() && is_nothing(&left) {
                 self.keeper.forget_residual(&key);
             } else {
-                let version = version.unwrap_or_else(oldest);
-                self.keeper.remember(&key, Standing::Gone, Some(&version), &left, None);
+                let version = of_row.version.unwrap_or_else(oldest);
+                self.keeper.remember(&key, Standing::Gone, Some(&version), &left, row.as_deref(), None);
             }
         }
+        Ok(())
     }
 }
 
 /// Shows every row until `each` has seen enough.
-unsafe fn each_row(rel: pg_sys::Relation, mut each: impl FnMut(*mut pg_sys::TupleTableSlot) -> bool) {
+unsafe fn each_row(
+    rel: pg_sys::Relation,
+    mut each: impl FnMut(*mut pg_sys::TupleTableSlot) -> Result<bool>,
+) -> Result<()> {
     // SAFETY: the relation is open and locked; a partitioned table has no rows of its own. The scan is ended, and the
     // snapshot given back, here or by the abort that an error leads to.
     unsafe {
         if (*(*rel).rd_rel).relkind.cast_unsigned() != pg_sys::RELKIND_RELATION {
-            return;
+            return Ok(());
         }
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
@@ -285,13 +378,14 @@ unsafe fn each_row(rel: pg_sys::Relation, mut each: impl FnMut(*mut pg_sys::Tupl
         let slot = pg_sys::table_slot_create(rel, std::ptr::null_mut());
         while pg_sys::heap_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             pgrx::check_for_interrupts!();
-            if !each(slot) {
+            if !each(slot)? {
                 break;
             }
         }
         pg_sys::heap_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::UnregisterSnapshot(snapshot);
+        Ok(())
     }
 }
 

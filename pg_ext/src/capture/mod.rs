@@ -14,7 +14,7 @@
 mod buffer;
 mod encode;
 mod marks;
-mod policy;
+pub(crate) mod policy;
 mod relation;
 mod replaced;
 mod settings;

@@ -1,24 +1,26 @@
 //! Capture of tables with a policy: what a change adds to counters travels with it, what is left of them is remembered,
 //! and the version of the row that it replaced may be another than that of the tuple's writer.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use duplex_protocol::encode::RowWriter;
 use duplex_protocol::entry::{Contribution, PutKind, Replaced};
+use duplex_protocol::rules::columns::together;
 use duplex_protocol::rules::counters;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{AnyNumeric, PgSqlErrorCode, pg_sys};
 
 use super::encode::{self, Scratch, Values};
-use super::relation::{self, Table};
+use super::relation::{self, Merged, Table};
 use super::trigger::{given_up, is_superseded, misused};
 use super::{replaced, transaction};
 use crate::conflict::counter::{Added, Amount, is_nothing};
 use crate::conflict::kept::{self, oldest};
-use crate::conflict::local::{Held, Kept, Local};
+use crate::conflict::local::{Held, Kept, Local, Row};
 use crate::conflict::register::{begin_scan, scan_keys};
 use crate::conflict::registers::identity_index;
+use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
 use crate::conflict::version::stored;
 use crate::errors::{Failure, Result};
 
@@ -27,6 +29,20 @@ const CONTRIBUTION_BYTES: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Numbers changes, in this backend: only changes of one transaction are ever compared by them.
+    static ORDER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The number of the next change.
+fn next_order() -> u64 {
+    ORDER.set(ORDER.get() + 1);
+    ORDER.get()
+}
+
+/// The version of a row that is replaced, and what its columns were stamped with if they are merged.
+struct Before {
+    replaced: Replaced,
+    columns: Option<Columns>,
 }
 
 /// A table with a policy whose change is captured.
@@ -64,8 +80,9 @@ impl Capture<'_> {
             new.deform(tuple, self.relation.rd_att, self.table.attributes);
             let added = self.inserted(tuple, new)?;
             if is_superseded(tuple) {
-                return self.late(tuple, new, &added);
+                return self.late(tuple, new, &added, &[]);
             }
+            self.stamp_inserted(tuple, new);
             encode::row(self.table, new, row)?;
             let texts = self.texts(&added)?;
             let contributions = contributions(&texts);
@@ -84,13 +101,14 @@ impl Capture<'_> {
         unsafe {
             old.deform(tuple, self.relation.rd_att, self.table.attributes);
             encode::key(self.table, old, old_key)?;
-            let replaced = self.replaced(tuple, old);
+            let before = self.before(tuple, old)?;
+            let replaced = before.replaced;
             let texts = self.texts(&self.deleted(old))?;
             let contributions = contributions(&texts);
             transaction::add(self.table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
                 encode::write(old_key, RowWriter::delete(out, self.table.oid, replaced, &contributions, old_key.len()));
             })?;
-            self.gone(tuple, old, replaced);
+            self.gone(tuple, old, &before)?;
         }
         Ok(())
     }
@@ -108,7 +126,8 @@ impl Capture<'_> {
             old.deform(old_tuple, self.relation.rd_att, table.attributes);
             new.deform(new_tuple, self.relation.rd_att, table.attributes);
             let key_changed = encode::compare(table, old, new, changed);
-            let replaced = self.replaced(old_tuple, old);
+            let before = self.before(old_tuple, old)?;
+            let replaced = before.replaced;
             let superseded = is_superseded(new_tuple);
             if key_changed {
                 encode::key(table, old, old_key)?;
@@ -117,12 +136,15 @@ impl Capture<'_> {
                 transaction::add(table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
                     encode::write(old_key, RowWriter::delete(out, oid, replaced, &contributions, old_key.len()));
                 })?;
-                self.gone(old_tuple, old, replaced);
+                self.gone(old_tuple, old, &before)?;
             }
             let added = if key_changed { self.inserted(new_tuple, new)? } else { self.updated(old, new, changed)? };
             if superseded {
-                self.late(new_tuple, new, &added)?;
+                self.late(new_tuple, new, &added, if key_changed { &[] } else { changed })?;
             } else {
+                if key_changed {
+                    self.stamp_inserted(new_tuple, new);
+                }
                 encode::row(table, new, row)?;
                 let texts = self.texts(&added)?;
                 let contributions = contributions(&texts);
@@ -135,25 +157,84 @@ impl Capture<'_> {
                     encode::write(row, writer);
                 })?;
             }
-            if !key_changed {
-                let rows = (old.row(old_tuple), new.row(new_tuple));
-                given_up(table, self.relation, rows, changed, replaced);
+            let rows = (old.row(old_tuple), new.row(new_tuple));
+            match (&table.merged, &before.columns) {
+                _ if key_changed => {}
+                (Some(merged), Some(columns)) => {
+                    let relation = std::ptr::from_ref(self.relation).cast_mut();
+                    self.registers.updated_with(relation, rows.0, rows.1, |number| held(merged, columns, number));
+                    if !superseded {
+                        self.stamp_updated(merged, columns, changed, rows.1);
+                    }
+                }
+                _ => given_up(table, self.relation, rows, changed, replaced),
             }
         }
         Ok(())
     }
 
-    /// The version of the row that is replaced.
-    unsafe fn replaced(&self, tuple: pg_sys::HeapTuple, old: &Values) -> Replaced {
+    /// What is known of the row that is replaced.
+    unsafe fn before(&self, tuple: pg_sys::HeapTuple, old: &Values) -> Result<Before> {
         // SAFETY: as the callers promise: a tuple from a table holds the heap's fields.
         unsafe {
             let xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
-            let stamp = self.kept.registers.replaced(&self.registers.key(old.row(tuple)), xmin);
-            match stamp.as_ref().and_then(|stamp| stamp.written()) {
+            let note = self.kept.registers.replaced(&self.registers.key(old.row(tuple)), xmin)?;
+            let replaced = match note.as_ref().and_then(|note| note.stamp.written()) {
                 Some((commit_ts, peer)) => replaced::written(commit_ts, peer),
                 None => replaced::version(tuple),
+            };
+            let columns = self.table.merged.as_ref().map(|merged| {
+                let noted = note.as_ref().and_then(|note| Some((note.columns.as_ref()?, note.writer)));
+                let stamp = |name: &String| match noted {
+                    None => stamp_of(replaced, u64::MAX),
+                    Some((columns, writer)) => {
+                        let (_, written) = columns.iter().find(|(column, _)| column == name)?;
+                        let written = written.as_ref()?;
+                        match written.version {
+                            Some(_) => Some(written.clone()),
+                            None => stamp_of(replaced::of_transaction(writer), written.order),
+                        }
+                    }
+                };
+                merged.names.iter().map(|name| (name.clone(), stamp(name))).collect()
+            });
+            Ok(Before { replaced, columns })
+        }
+    }
+
+    /// All columns of a row that was inserted are of this change. That is written down only where unique values are told
+    /// apart by its number.
+    unsafe fn stamp_inserted(&self, tuple: pg_sys::HeapTuple, new: &Values) {
+        let order = next_order();
+        let Some(merged) = self.table.merged.as_ref().filter(|merged| !merged.indexes.is_empty()) else { return };
+        let own = || Some(Written { version: None, order });
+        let columns = merged.names.iter().map(|name| (name.clone(), own())).collect();
+        // SAFETY: as the callers promise.
+        unsafe { self.kept.registers.note(&self.registers.key(new.row(tuple)), &columns) };
+    }
+
+    /// The columns that an UPDATE counts as having changed are of this change; the others are what they were.
+    unsafe fn stamp_updated(&self, merged: &Merged, columns: &Columns, changed: &[u8], new: Row<'_>) {
+        let order = next_order();
+        let bits: Vec<bool> = (0..merged.names.len()).map(|place| changed[place / 8] >> (place % 8) & 1 == 1).collect();
+        let indexes: Vec<&[u16]> = merged.indexes.iter().map(Vec::as_slice).collect();
+        let mut columns = columns.clone();
+        for (column, is_changed) in columns.iter_mut().zip(together(&bits, &indexes)) {
+            if is_changed {
+                column.1 = Some(Written { version: None, order });
             }
         }
+        // SAFETY: as the callers promise.
+        unsafe { self.kept.registers.note(&self.registers.key(new), &columns) };
+    }
+
+    /// A row as a tombstone keeps it, where columns are merged.
+    unsafe fn image(&self, tuple: pg_sys::HeapTuple, before: &Before) -> Result<Option<Vec<u8>>> {
+        let Some(columns) = &before.columns else { return Ok(None) };
+        let mut image = encode_columns(columns);
+        // SAFETY: as the callers promise.
+        image.extend(unsafe { row_frames(self.relation, tuple)? });
+        Ok(Some(image))
     }
 
     fn amounts<'v>(&'v self, values: &'v Values) -> impl Iterator<Item = Amount> + 'v {
@@ -211,21 +292,32 @@ impl Capture<'_> {
     }
 
     /// Remembers a key that is gone. What this node saw is taken away, so nothing is left.
-    unsafe fn gone(&self, tuple: pg_sys::HeapTuple, old: &Values, replaced: Replaced) {
+    unsafe fn gone(&self, tuple: pg_sys::HeapTuple, old: &Values, before: &Before) -> Result<()> {
+        next_order();
+        let replaced = before.replaced;
         let origin = if self.registers.has_uniques() { transaction::origin_name(replaced) } else { None };
-        let held = Held { replaced, origin: origin.as_deref() };
+        let of_row = Held { replaced, origin: origin.as_deref() }.stored();
+        let held = |number| match (&self.table.merged, &before.columns) {
+            (Some(merged), Some(columns)) => held(merged, columns, number),
+            _ => of_row.map(|stored| (stored, 0)),
+        };
         let left: Vec<Amount> = self.amounts(old).map(|amount| amount.map(|_| AnyNumeric::from(0))).collect();
         let relation = std::ptr::from_ref(self.relation).cast_mut();
         // SAFETY: as the callers promise.
-        unsafe { self.registers.deleted_with(self.kept, relation, old.row(tuple), held, &left) };
+        unsafe {
+            let image = self.image(tuple, before)?;
+            self.registers.deleted_with(self.kept, relation, old.row(tuple), image.as_deref(), held, &left);
+        }
+        Ok(())
     }
 
     /// What a row adds that was written once more before its trigger fired: that write was captured already, counting
-    /// from this one, and nothing but the addition may come after it.
+    /// from this one, and nothing but the addition may come after it, and that more columns are changed.
     #[cold]
-    unsafe fn late(&self, tuple: pg_sys::HeapTuple, written: &Values, added: &Added) -> Result<()> {
+    unsafe fn late(&self, tuple: pg_sys::HeapTuple, written: &Values, added: &Added, changed: &[u8]) -> Result<()> {
+        next_order();
         let texts = self.texts(added)?;
-        if texts.is_empty() {
+        if texts.is_empty() && self.table.merged.is_none() {
             return Ok(());
         }
         let contributions = contributions(&texts);
@@ -240,10 +332,12 @@ impl Capture<'_> {
                 let now = pg_sys::ExecFetchSlotHeapTuple(slot, true, std::ptr::null_mut());
                 values.deform(now, self.relation.rd_att, self.table.attributes);
                 encode::row(self.table, &values, &mut pieces)?;
-                let changed = vec![0; self.table.columns.len().div_ceil(8)];
-                transaction::add(self.table, replaced, encode::size(&pieces, &changed)? + size(&texts), |out| {
+                // Of a row that was inserted all columns are.
+                let all = vec![0xff; self.table.columns.len().div_ceil(8)];
+                let changed = if changed.is_empty() { &all[..] } else { changed };
+                transaction::add(self.table, replaced, encode::size(&pieces, changed)? + size(&texts), |out| {
                     let kind = PutKind::Update;
-                    let writer = RowWriter::put(out, oid, kind, replaced, &changed, &contributions, pieces.len());
+                    let writer = RowWriter::put(out, oid, kind, replaced, changed, &contributions, pieces.len());
                     encode::write(&pieces, writer);
                 })?;
             } else {
@@ -298,23 +392,73 @@ impl Capture<'_> {
                     break;
                 }
                 values.deform(tuple, self.relation.rd_att, self.table.attributes);
-                let replaced = self.replaced(tuple, &values);
+                let before = self.before(tuple, &values)?;
+                let replaced = before.replaced;
                 let residual: Vec<Amount> = self.amounts(&values).collect();
+                let image = self.image(tuple, &before)?;
                 let key = self.registers.key(values.row(tuple));
-                if is_nothing(&residual) {
+                if let (Some(merged), Some(columns)) = (&self.table.merged, &before.columns) {
+                    self.registers.truncated_with(relation, values.row(tuple), |number| held(merged, columns, number));
+                }
+                if image.is_none() && is_nothing(&residual) {
                     self.kept.registers.forget_residual(&key);
                     continue;
                 }
                 let origin = transaction::origin_name(replaced);
                 let held = Held { replaced, origin: origin.as_deref() }.stored();
                 let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
-                self.kept.registers.remember(&key, version, &residual);
+                self.kept.registers.remember(&key, version, &residual, image.as_deref());
             }
             pg_sys::heap_endscan(scan);
             pg_sys::UnregisterSnapshot(snapshot);
         }
         Ok(())
     }
+}
+
+/// Since when a row has held its value in a further unique index, as its claim is written down.
+fn held(merged: &Merged, columns: &Columns, number: usize) -> Option<(kept::Written, u64)> {
+    let of_index = merged.indexes[number].iter().filter_map(|&place| columns.get(usize::from(place))?.1.as_ref());
+    // A stamp of this transaction is later than any other.
+    let latest = of_index.max_by_key(|stamp| (stamp.version.is_none(), stamp.version.clone(), stamp.order))?;
+    let none = pg_sys::Datum::from(0);
+    let stored = match &latest.version {
+        None => ([none; 2], [true; 2]),
+        Some((commit_ts, origin)) => {
+            let origin = origin.as_deref().and_then(pgrx::IntoDatum::into_datum);
+            ([pg_sys::Datum::from(*commit_ts), origin.unwrap_or(none)], [false, origin.is_none()])
+        }
+    };
+    Some((stored, latest.order))
+}
+
+/// A version as a stamp; `None` is older than any.
+fn stamp_of(version: Replaced, order: u64) -> Option<Written> {
+    match version {
+        Replaced::Nothing | Replaced::Ancient => None,
+        Replaced::SameTransaction => Some(Written { version: None, order }),
+        Replaced::Version { commit_ts, .. } => {
+            Some(Written { version: Some((commit_ts, transaction::origin_name(version))), order })
+        }
+    }
+}
+
+/// A row as it is kept: the description of its table, and itself, as in the stream.
+///
+/// # Safety
+/// The relation is open, and the tuple is one of it.
+pub(crate) unsafe fn row_frames(relation: &pg_sys::RelationData, tuple: pg_sys::HeapTuple) -> Result<Vec<u8>> {
+    let table = relation::lookup(relation)?;
+    let (mut values, mut pieces) = (Values::default(), Vec::new());
+    let mut out = table.descriptor.clone();
+    // SAFETY: as the caller promises.
+    unsafe {
+        values.deform(tuple, relation.rd_att, table.attributes);
+        encode::row(&table, &values, &mut pieces)?;
+        let (kind, replaced) = (PutKind::Update, Replaced::Nothing);
+        encode::write(&pieces, RowWriter::put(&mut out, table.oid, kind, replaced, &[], &[], pieces.len()));
+    }
+    Ok(out)
 }
 
 /// A TRUNCATE is about to empty a table, with its partitions.

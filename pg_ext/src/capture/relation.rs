@@ -30,6 +30,15 @@ pub(super) struct ColumnPlan {
     pub(super) encoder: Encoder,
 }
 
+/// What is merged by column.
+#[derive(Debug)]
+pub(super) struct Merged {
+    /// The names of the columns that travel.
+    pub(super) names: Vec<String>,
+    /// For each further unique index, which of them it depends on.
+    pub(super) indexes: Vec<Vec<u16>>,
+}
+
 /// A table as capture knows it.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -47,6 +56,8 @@ pub(super) struct Table {
     pub(super) settings: Settings,
     /// Where what is gone is remembered.
     pub(super) registers: Option<Local>,
+    /// In a table that merges by column, what is merged.
+    pub(super) merged: Option<Merged>,
     /// Which transaction's body describes it already; see `transaction`.
     pub(super) described_in: Cell<u64>,
     /// The table under whose name it is described: its root if it is a partition.
@@ -190,6 +201,13 @@ impl Table {
         let is_counter = |column: &Column| counters.contains(&column.name);
         let delta_columns =
             (0..).zip(&columns).filter(|(_, column)| is_counter(column)).map(|(place, _)| place).collect();
+        let merged = registers.as_ref().filter(|registers| registers.policy.merges()).map(|registers| Merged {
+            names: columns.iter().map(|column| column.name.clone()).collect(),
+            indexes: registers
+                .uses()
+                .map(|uses| uses.iter().filter_map(&place).map(|place| place as u16).collect())
+                .collect(),
+        });
         let entry = Entry::Relation(Descriptor {
             id: relation.rd_id.to_u32(),
             schema,
@@ -210,6 +228,7 @@ impl Table {
             key,
             settings,
             registers,
+            merged,
             described_in: Cell::new(0),
             root: root.to_u32(),
             type_hashes,

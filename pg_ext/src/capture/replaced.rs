@@ -43,6 +43,11 @@ pub(super) fn written(commit_ts: Timestamp, peer: Option<&str>) -> Replaced {
     if commit_ts == Timestamp::MIN { Replaced::Ancient } else { Replaced::Version { commit_ts, origin } }
 }
 
+/// The version of what a transaction wrote.
+pub(super) fn of_transaction(xid: pg_sys::TransactionId) -> Replaced {
+    look_up(xid)
+}
+
 fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
     let mut commit_ts = 0;
     let mut origin = 0;

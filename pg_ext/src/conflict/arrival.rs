@@ -23,6 +23,8 @@ fn light(version: &Version) -> Light<'_> {
 pub(crate) struct Arrival<'t> {
     /// The transaction's version.
     pub(crate) version: &'t Version,
+    /// Number of the change in its transaction.
+    pub(crate) order: u64,
     /// Reads versions of rows here.
     pub(crate) versions: &'t mut Versions,
     /// The nodes that replaced versions refer to by number.

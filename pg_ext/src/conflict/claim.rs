@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 
 use crate::conflict::index::Values;
 use crate::conflict::register::{Entry, Register, Sight};
+use crate::conflict::stamps::Since;
 use crate::conflict::version::{Stamp, Versions, stored};
 
 /// The claims of one unique index, with what is needed to tell keys apart.
@@ -16,6 +17,8 @@ pub(crate) struct Claims {
     pub(crate) oid: pg_sys::Oid,
     /// The tombstones' register, whose index has the key's operators.
     pub(crate) keys: pg_sys::Oid,
+    /// In a table that merges by column, a claim also has the number of its change.
+    pub(crate) ordered: bool,
 }
 
 impl Claims {
@@ -29,7 +32,7 @@ impl Claims {
         key: &[pg_sys::Datum],
         versions: &mut Versions,
         incoming: &Version,
-    ) -> Option<Version> {
+    ) -> Option<Since> {
         // SAFETY: as the caller promises.
         unsafe {
             if Register::is_empty(self.oid) {
@@ -39,7 +42,7 @@ impl Claims {
             let mut latest = None;
             register.find(values.values(), values.nulls(), Sight::Latest, |entry| {
                 if !keys.are_equal(key, |column| key_of(entry, values, column)) {
-                    latest = std::cmp::max(latest.take(), stamp(entry, values, key).version(versions, incoming));
+                    latest = std::cmp::max(latest.take(), self.since(entry, values, key, versions, incoming));
                 }
             });
             keys.close();
@@ -56,7 +59,7 @@ impl Claims {
         self,
         values: &Values,
         key: &[pg_sys::Datum],
-        at: &Version,
+        at: Since,
         versions: &mut Versions,
         incoming: &Version,
     ) {
@@ -66,14 +69,14 @@ impl Claims {
             let (mut remembered, mut old) = (None, Vec::new());
             register.find(values.values(), values.nulls(), Sight::Latest, |entry| {
                 if keys.are_equal(key, |column| key_of(entry, values, column)) {
-                    let version = stamp(entry, values, key).version(versions, incoming);
-                    remembered = std::cmp::max(remembered.take(), version);
+                    let since = self.since(entry, values, key, versions, incoming);
+                    remembered = std::cmp::max(remembered.take(), since);
                     old.push(entry.place());
                 }
             });
-            if let Some(at) = unique::remember(remembered.as_ref(), Some(at.clone())) {
+            if let Some(at) = unique::remember(remembered.as_ref(), Some(at)) {
                 old.into_iter().for_each(|place| register.remove(place));
-                insert(&register, values, key, stored(Some(&at)));
+                self.insert(&register, values, key, stored(Some(&at.version)), at.order);
                 pg_sys::CommandCounterIncrement();
             }
             keys.close();
@@ -86,7 +89,13 @@ impl Claims {
     ///
     /// # Safety
     /// As [`Self::of_others`].
-    pub(crate) unsafe fn release(self, values: &Values, key: &[pg_sys::Datum], stamp: ([pg_sys::Datum; 2], [bool; 2])) {
+    pub(crate) unsafe fn release(
+        self,
+        values: &Values,
+        key: &[pg_sys::Datum],
+        stamp: ([pg_sys::Datum; 2], [bool; 2]),
+        order: u64,
+    ) {
         // SAFETY: as the caller promises.
         unsafe {
             let known = !Register::is_empty(self.oid);
@@ -102,26 +111,48 @@ impl Claims {
                 old.into_iter().for_each(|place| register.remove(place));
                 keys.close();
             }
-            insert(&register, values, key, stamp);
+            self.insert(&register, values, key, stamp, order);
             register.close();
         }
     }
-}
 
-unsafe fn insert(
-    register: &Register,
-    values: &Values,
-    key: &[pg_sys::Datum],
-    (stamp, no_stamp): ([pg_sys::Datum; 2], [bool; 2]),
-) {
-    let mut row = values.values().to_vec();
-    row.extend_from_slice(key);
-    row.extend(stamp);
-    let mut nulls = values.nulls().to_vec();
-    nulls.extend(key.iter().map(|_| false));
-    nulls.extend(no_stamp);
-    // SAFETY: the columns are the values, the key, commit_ts and origin.
-    unsafe { register.insert(&mut row, &mut nulls) }
+    unsafe fn insert(
+        self,
+        register: &Register,
+        values: &Values,
+        key: &[pg_sys::Datum],
+        (stamp, no_stamp): ([pg_sys::Datum; 2], [bool; 2]),
+        order: u64,
+    ) {
+        let mut row = values.values().to_vec();
+        row.extend_from_slice(key);
+        row.extend(stamp);
+        let mut nulls = values.nulls().to_vec();
+        nulls.extend(key.iter().map(|_| false));
+        nulls.extend(no_stamp);
+        if self.ordered {
+            row.push(pg_sys::Datum::from(order));
+            nulls.push(false);
+        }
+        // SAFETY: the columns are the values, the key, commit_ts and origin, and the number where claims have one.
+        unsafe { register.insert(&mut row, &mut nulls) }
+    }
+
+    /// Since when a claim is.
+    unsafe fn since(
+        self,
+        entry: Entry,
+        values: &Values,
+        key: &[pg_sys::Datum],
+        versions: &mut Versions,
+        incoming: &Version,
+    ) -> Option<Since> {
+        let last = values.values().len() + key.len() + 2;
+        let order = if self.ordered { entry.value(last).map_or(0, |order| order.value() as u64) } else { 0 };
+        // SAFETY: as the callers promise.
+        let version = unsafe { stamp(entry, values, key).version(versions, incoming)? };
+        Some(Since { version, order })
+    }
 }
 
 fn key_of(entry: Entry, values: &Values, column: usize) -> pg_sys::Datum {

@@ -27,6 +27,46 @@ impl Values {
     }
 }
 
+/// The attributes that a row's place in an index depends on: also those in expressions and in a predicate, and what
+/// generated columns are made of.
+///
+/// # Safety
+/// The table is open, and the index is one of its.
+pub(crate) unsafe fn attributes(table: pg_sys::Relation, info: *mut pg_sys::IndexInfo) -> Vec<i16> {
+    let offset = pg_sys::FirstLowInvalidHeapAttributeNumber;
+    // SAFETY: as the caller promises; the sets and expressions are this call's own or the relation's.
+    unsafe {
+        let mut set = std::ptr::null_mut();
+        for &attribute in &(&(*info).ii_IndexAttrNumbers)[..(*info).ii_NumIndexKeyAttrs as usize] {
+            if attribute != 0 {
+                set = pg_sys::bms_add_member(set, i32::from(attribute) - offset);
+            }
+        }
+        pg_sys::pull_varattnos((*info).ii_Expressions.cast(), 1, &mut set);
+        pg_sys::pull_varattnos((*info).ii_Predicate.cast(), 1, &mut set);
+        let members = |set: *mut pg_sys::Bitmapset| {
+            let mut found = Vec::new();
+            let mut member = -1;
+            loop {
+                member = pg_sys::bms_next_member(set, member);
+                if member < 0 {
+                    return found;
+                }
+                found.push((member + offset) as i16);
+            }
+        };
+        let desc = pgrx::PgTupleDesc::from_pg_unchecked((*table).rd_att);
+        for attribute in members(set) {
+            let is_generated = attribute > 0 && desc.get(attribute as usize - 1).is_some_and(|a| a.attgenerated != 0);
+            if is_generated {
+                let expression = pg_sys::build_column_default(table, attribute.into());
+                pg_sys::pull_varattnos(expression, 1, &mut set);
+            }
+        }
+        members(set)
+    }
+}
+
 /// The values of the row in `slot`, or `None` if it can never clash there: it is outside of a partial index, or has a
 /// NULL that is distinct from every other.
 ///

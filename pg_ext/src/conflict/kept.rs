@@ -1,5 +1,6 @@
 //! What is kept of keys in a table with a policy, beside what every table has: in a tombstone the residual of its
-//! counters, and for a row that a change rewrote though it lost, the version that the row really has.
+//! counters, and the whole row where columns are merged; for a row that a change rewrote though it lost, the version that
+//! the row really has, and the stamps of its columns.
 //!
 //! The register of rows has at most one entry a key. It is valid only for the tuple of its own transaction: whoever
 //! writes the row anew, wins, and does not look here, makes it void by that.
@@ -8,9 +9,14 @@ use duplex_protocol::rules::key::{Standing, truncates};
 use duplex_protocol::version::Version;
 use pgrx::{AnyNumeric, FromDatum as _, IntoDatum as _, pg_sys};
 
+use crate::conflict::arrival::Arrival;
 use crate::conflict::counter::{Amount, is_nothing};
+use crate::conflict::policy::Policy;
 use crate::conflict::register::{Entry, Register, Sight, is_same_place};
+use crate::conflict::stamps::{Columns, decode, encode, resolve};
+use crate::conflict::unique::OfRow;
 use crate::conflict::version::{Stamp, Versions, stored};
+use crate::errors::Result;
 
 const GONE: u8 = b'g';
 const HIDDEN: u8 = b'h';
@@ -24,6 +30,27 @@ pub(crate) struct Remembered {
     pub(crate) residual: Vec<Amount>,
     /// Where this was read.
     pub(crate) places: Vec<pg_sys::ItemPointerData>,
+    /// In a table that merges by column, the row that was there last.
+    pub(crate) row: Option<KeptRow>,
+}
+
+/// A row that is not there, with the stamps of its columns.
+#[derive(Debug)]
+pub(crate) struct KeptRow {
+    pub(crate) columns: Columns,
+    /// The transaction that wrote this down.
+    pub(crate) writer: pg_sys::TransactionId,
+    /// The description of its table and itself, as in the stream.
+    pub(crate) frames: Vec<u8>,
+}
+
+/// What the register of rows has of a row.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) stamp: Stamp,
+    pub(crate) columns: Option<Columns>,
+    /// The transaction that wrote this down, and the row.
+    pub(crate) writer: pg_sys::TransactionId,
 }
 
 /// The two registers of a table with a policy, opened when they are first used.
@@ -32,6 +59,7 @@ pub(crate) struct Keeper {
     tombstones: pg_sys::Oid,
     rows: pg_sys::Oid,
     counters: usize,
+    merges: bool,
     open: Option<(Register, Register)>,
 }
 
@@ -44,9 +72,9 @@ pub(crate) fn oldest() -> Version {
 }
 
 impl Keeper {
-    /// Of a table whose policy has so many counters.
-    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, counters: usize) -> Self {
-        Self { tombstones, rows, counters, open: None }
+    /// Of a table with these registers and this policy.
+    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, policy: &Policy) -> Self {
+        Self { tombstones, rows, counters: policy.counters.len(), merges: policy.merges(), open: None }
     }
 
     unsafe fn open(&mut self) -> &(Register, Register) {
@@ -79,11 +107,12 @@ impl Keeper {
         truncated: Option<&Version>,
         versions: &mut Versions,
         incoming: &Version,
-    ) -> Remembered {
-        let counters = self.counters;
+    ) -> Result<Remembered> {
+        let (counters, merges) = (self.counters, self.merges);
         let mut newest: Option<Remembered> = None;
         let mut places = Vec::new();
-        // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts, origin and residual.
+        let mut row = None;
+        // SAFETY: as the caller promises; the columns after the key's are kind, commit_ts, origin, residual and row.
         unsafe {
             let (register, _) = self.open();
             register.find(key, &[], Sight::Latest, |entry| {
@@ -93,20 +122,25 @@ impl Keeper {
                 places.push(entry.place());
                 if newest.as_ref().is_none_or(|newest| version >= newest.version) {
                     let residual = residual(entry, key.len() + 3, counters);
-                    newest = Some(Remembered { standing, version, residual, places: Vec::new() });
+                    newest = Some(Remembered { standing, version, residual, places: Vec::new(), row: None });
+                    row = merges.then(|| Some((entry.xmin(), bytes(entry, key.len() + 4)?))).flatten();
                 }
             });
         }
         let Some(mut found) = newest else {
             let residual = vec![None; counters];
-            return Remembered { standing: Standing::Unknown, version: None, residual, places };
+            return Ok(Remembered { standing: Standing::Unknown, version: None, residual, places, row: None });
         };
         found.places = places;
+        if let Some((writer, bytes)) = row {
+            let (columns, len) = decode(&bytes)?;
+            found.row = Some(KeptRow { columns, writer, frames: bytes[len..].to_vec() });
+        }
         // A hidden row that a TRUNCATE would have taken is gone.
         if truncated.is_some_and(|truncated| truncates(truncated, found.version.as_ref())) {
             found.standing = Standing::Gone;
         }
-        found
+        Ok(found)
     }
 
     /// Whether what is remembered of a key is still what was found, but for what this transaction wrote itself. A local
@@ -153,54 +187,70 @@ impl Keeper {
         standing: Standing,
         version: Option<&Version>,
         residual: &[Amount],
+        row: Option<&[u8]>,
         found: Option<&[pg_sys::ItemPointerData]>,
     ) {
+        let merges = self.merges;
         // SAFETY: as the caller promises.
         unsafe {
             let (register, _) = self.open();
             remove(register, key, found);
-            remember(register, key, standing, stored(version), residual);
+            remember(register, key, standing, stored(version), residual, merges.then_some(row));
             pg_sys::UpdateActiveSnapshotCommandId();
         }
     }
 
-    /// The version of a row that the transaction `xmin` wrote, if it is not that transaction's.
+    /// The version of a row that the transaction `xmin` wrote, and the stamps of its columns if there are `names` of
+    /// columns that are merged.
+    ///
+    /// # Errors
+    /// As [`decode`].
     ///
     /// # Safety
     /// As [`Self::find`]; the row is locked.
-    pub(crate) unsafe fn true_version(
+    pub(crate) unsafe fn of_row(
         &mut self,
         key: &[pg_sys::Datum],
         xmin: pg_sys::TransactionId,
-        versions: &mut Versions,
-        incoming: &Version,
-    ) -> Option<Option<Version>> {
+        names: Option<&[String]>,
+        arrival: &mut Arrival<'_>,
+    ) -> Result<OfRow> {
+        let Arrival { version: incoming, versions, .. } = arrival;
+        let merges = self.merges;
         // SAFETY: as the caller promises.
         unsafe {
-            if Register::is_empty(self.rows) {
-                return None;
-            }
-            let found = valid(&self.open().1, key, xmin, Sight::Latest)?;
-            Some(found.version(versions, incoming))
+            let note = match Register::is_empty(self.rows) {
+                true => None,
+                false => valid(&self.open().1, key, xmin, Sight::Latest, merges)?,
+            };
+            let version = match &note {
+                Some(note) => note.stamp.version(versions, incoming),
+                None => versions.of_row(xmin, incoming).cloned(),
+            };
+            let columns = note.as_ref().and_then(|note| note.columns.as_ref());
+            let stamps = names.map(|names| resolve(names, columns, xmin, version.as_ref(), versions, incoming));
+            Ok(OfRow { version, stamps })
         }
     }
 
-    /// Writes down which version a row really has that this transaction has written.
+    /// Writes down which version a row really has that this transaction has written, if it is not this transaction's,
+    /// and the stamps of its columns.
     ///
     /// # Safety
     /// As [`Self::find`].
-    pub(crate) unsafe fn note(&mut self, key: &[pg_sys::Datum], version: &Version, versions: &Versions) {
-        // SAFETY: as the caller promises; the columns after the key's are commit_ts and origin.
+    pub(crate) unsafe fn note(
+        &mut self,
+        key: &[pg_sys::Datum],
+        version: Option<&Version>,
+        columns: Option<&Columns>,
+        versions: &Versions,
+    ) {
+        let merges = self.merges;
+        // SAFETY: as the caller promises.
         unsafe {
-            let (_, register) = self.open();
-            remove_all(register, key);
-            let ([commit_ts, origin], mut no) = stored(Some(version));
-            no[1] = versions.is_own(version);
-            let mut values = [key, &[commit_ts, origin]].concat();
-            let mut nulls = vec![false; key.len()];
-            nulls.extend(no);
-            register.insert(&mut values, &mut nulls);
-            pg_sys::CommandCounterIncrement();
+            let mut written = stored(version);
+            written.1[1] |= version.is_some_and(|version| versions.is_own(version));
+            note(&self.open().1, key, written, merges.then_some(columns));
             pg_sys::UpdateActiveSnapshotCommandId();
         }
     }
@@ -226,12 +276,13 @@ pub(crate) struct Local {
     tombstones: pg_sys::Oid,
     rows: pg_sys::Oid,
     counters: usize,
+    merges: bool,
 }
 
 impl Local {
-    /// Of a table whose policy has so many counters.
-    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, counters: usize) -> Self {
-        Self { tombstones, rows, counters }
+    /// Of a table with these registers and this policy.
+    pub(crate) fn new(tombstones: pg_sys::Oid, rows: pg_sys::Oid, policy: &Policy) -> Self {
+        Self { tombstones, rows, counters: policy.counters.len(), merges: policy.merges() }
     }
 
     /// The residual of a key that a row was just inserted under. Waits for whoever is writing one there: a peer's
@@ -257,24 +308,41 @@ impl Local {
         found
     }
 
-    /// The version of a row that is being replaced, if it is not that of the transaction `xmin` that wrote it. What is
-    /// written down of it is void from now on, and taken out.
+    /// What is written down of a row that is being replaced, which the transaction `xmin` wrote. It is void from now on,
+    /// and taken out.
+    ///
+    /// # Errors
+    /// As [`decode`].
     ///
     /// # Safety
     /// As [`Self::residual`].
-    pub(crate) unsafe fn replaced(self, key: &[pg_sys::Datum], xmin: pg_sys::TransactionId) -> Option<Stamp> {
+    pub(crate) unsafe fn replaced(self, key: &[pg_sys::Datum], xmin: pg_sys::TransactionId) -> Result<Option<Note>> {
         // SAFETY: as the caller promises; the register is closed again.
         unsafe {
             if Register::is_empty(self.rows) {
-                return None;
+                return Ok(None);
             }
             let register = Register::open(self.rows);
-            let found = valid(&register, key, xmin, Sight::RowByRow);
-            if found.is_some() {
-                remove_all(&register, key);
+            let found = valid(&register, key, xmin, Sight::RowByRow, self.merges)?;
+            if found.is_some() && remove_all(&register, key) {
+                pg_sys::CommandCounterIncrement();
             }
             register.close();
-            found
+            Ok(found)
+        }
+    }
+
+    /// Writes down the stamps of a row that a local change has written.
+    ///
+    /// # Safety
+    /// As [`Self::residual`].
+    pub(crate) unsafe fn note(self, key: &[pg_sys::Datum], columns: &Columns) {
+        let none = pg_sys::Datum::from(0);
+        // SAFETY: as the caller promises; the register is closed again.
+        unsafe {
+            let register = Register::open(self.rows);
+            note(&register, key, ([none; 2], [true; 2]), Some(Some(columns)));
+            register.close();
         }
     }
 
@@ -299,12 +367,18 @@ impl Local {
     ///
     /// # Safety
     /// As [`Self::residual`].
-    pub(crate) unsafe fn remember(self, key: &[pg_sys::Datum], version: Written, residual: &[Amount]) {
+    pub(crate) unsafe fn remember(
+        self,
+        key: &[pg_sys::Datum],
+        version: Written,
+        residual: &[Amount],
+        row: Option<&[u8]>,
+    ) {
         // SAFETY: as the caller promises; the register is closed again.
         unsafe {
             let register = Register::open(self.tombstones);
             remove_all(&register, key);
-            remember(&register, key, Standing::Gone, version, residual);
+            remember(&register, key, Standing::Gone, version, residual, self.merges.then_some(row));
             register.close();
         }
     }
@@ -316,8 +390,9 @@ unsafe fn remember(
     standing: Standing,
     ([commit_ts, origin], [no_ts, no_origin]): Written,
     residual: &[Amount],
+    row: Option<Option<&[u8]>>,
 ) {
-    // SAFETY: as the callers promise; the columns after the key's are kind, commit_ts, origin and residual.
+    // SAFETY: as the callers promise; the columns after the key's are kind, commit_ts, origin, residual and perhaps row.
     unsafe {
         let kind = if standing == Standing::Hidden { HIDDEN } else { GONE };
         // Nothing is left: then the column is NULL, which is how one sees that the tombstone may be forgotten.
@@ -331,6 +406,7 @@ unsafe fn remember(
         ]);
         let mut nulls = vec![false; key.len() + 1];
         nulls.extend([no_ts, no_origin, kept.is_none()]);
+        push_bytes(row, &mut values, &mut nulls);
         register.insert(&mut values, &mut nulls);
         pg_sys::CommandCounterIncrement();
     }
@@ -361,23 +437,59 @@ unsafe fn remove(register: &Register, key: &[pg_sys::Datum], found: Option<&[pg_
     !old.is_empty()
 }
 
+unsafe fn note(
+    register: &Register,
+    key: &[pg_sys::Datum],
+    ([commit_ts, origin], no): Written,
+    columns: Option<Option<&Columns>>,
+) {
+    // SAFETY: as the callers promise; the columns after the key's are commit_ts, origin and perhaps columns.
+    unsafe {
+        remove_all(register, key);
+        let mut values = [key, &[commit_ts, origin]].concat();
+        let mut nulls = vec![false; key.len()];
+        nulls.extend(no);
+        let columns = columns.map(|columns| columns.map(encode));
+        push_bytes(columns.as_ref().map(Option::as_deref), &mut values, &mut nulls);
+        register.insert(&mut values, &mut nulls);
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// A column of bytes, where the register has one.
+fn push_bytes(bytes: Option<Option<&[u8]>>, values: &mut Vec<pg_sys::Datum>, nulls: &mut Vec<bool>) {
+    let Some(bytes) = bytes else { return };
+    let datum = bytes.and_then(pgrx::IntoDatum::into_datum);
+    values.push(datum.unwrap_or(pg_sys::Datum::from(0)));
+    nulls.push(datum.is_none());
+}
+
+unsafe fn bytes(entry: Entry, column: usize) -> Option<Vec<u8>> {
+    // SAFETY: as the callers promise: the column is a bytea.
+    entry.value(column).and_then(|value| unsafe { Vec::<u8>::from_datum(value, false) })
+}
+
 /// The entry of a row that the transaction `xmin` wrote.
 unsafe fn valid(
     register: &Register,
     key: &[pg_sys::Datum],
     xmin: pg_sys::TransactionId,
     sight: Sight,
-) -> Option<Stamp> {
+    merges: bool,
+) -> Result<Option<Note>> {
     let mut found = None;
-    // SAFETY: as the callers promise; the columns after the key's are commit_ts and origin.
+    // SAFETY: as the callers promise; the columns after the key's are commit_ts, origin and perhaps columns.
     unsafe {
         register.find(key, &[], sight, |entry| {
             if entry.xmin() == xmin {
-                found = Some(stamp(entry, key.len()));
+                let columns = merges.then(|| bytes(entry, key.len() + 2)).flatten();
+                found = Some((stamp(entry, key.len()), columns));
             }
         });
     }
-    found
+    let Some((stamp, columns)) = found else { return Ok(None) };
+    let columns = columns.map(|bytes| decode(&bytes)).transpose()?.map(|(columns, _)| columns);
+    Ok(Some(Note { stamp, columns, writer: xmin }))
 }
 
 unsafe fn stamp(entry: Entry, first: usize) -> Stamp {

@@ -41,6 +41,8 @@ struct Unique {
     claims: Claims,
     /// The attributes in it, by their index; `None` if it has expressions or a predicate, which may use any.
     attributes: Option<Vec<usize>>,
+    /// All that it depends on.
+    uses: Vec<i16>,
 }
 
 /// A row before or after a change.
@@ -95,8 +97,10 @@ impl Local {
                     let attributes =
                         (is_plain && !is_computed).then(|| attributes.iter().map(|&a| a as usize - 1).collect());
                     if let Some(claims) = registers.claims_of(topmost(index)) {
-                        let claims = Claims { oid: claims, keys: registers.tombstones };
-                        uniques.push(Unique { index: oid, claims, attributes });
+                        let ordered = registers.policy.merges();
+                        let claims = Claims { oid: claims, keys: registers.tombstones, ordered };
+                        let uses = if ordered { index::attributes(relation, info) } else { Vec::new() };
+                        uniques.push(Unique { index: oid, claims, attributes, uses });
                     }
                 }
                 pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
@@ -129,7 +133,13 @@ impl Local {
         }
     }
 
-    /// The same in a table with a policy, which keeps what is left of the counters.
+    /// The attributes that each further unique index depends on, in a table that merges by column.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = &[i16]> {
+        self.uniques.iter().map(|unique| unique.uses.as_slice())
+    }
+
+    /// The same in a table with a policy, which keeps what is left of the counters, and the row if its columns are merged.
+    /// `held` says since when each further unique index had its value.
     ///
     /// # Safety
     /// As [`Self::deleted`].
@@ -138,22 +148,59 @@ impl Local {
         kept: &Kept,
         relation: pg_sys::Relation,
         row: Row<'_>,
-        held: Held<'_>,
+        image: Option<&[u8]>,
+        held: impl Fn(usize) -> Option<(kept::Written, u64)>,
         residual: &[Amount],
     ) {
         let key = self.key(row);
         let none = pg_sys::Datum::from(0);
         // SAFETY: as the caller promises. Without a version the tombstone has that of the transaction.
         unsafe {
-            kept.registers.remember(&key, ([none; 2], [true; 2]), residual);
-            self.release(relation, &key, row, held);
+            kept.registers.remember(&key, ([none; 2], [true; 2]), residual, image);
+            self.truncated_with(relation, row, held);
+        }
+    }
+
+    /// A TRUNCATE takes a row of a table that merges by column: a later write of it may still have columns from before,
+    /// and has to give way to what the others had claimed until then.
+    ///
+    /// # Safety
+    /// As [`Self::deleted`].
+    pub(crate) unsafe fn truncated_with(
+        &self,
+        relation: pg_sys::Relation,
+        row: Row<'_>,
+        held: impl Fn(usize) -> Option<(kept::Written, u64)>,
+    ) {
+        let key = self.key(row);
+        for (number, unique) in self.uniques.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe { unique.release(relation, &key, row, None, held(number)) };
+        }
+    }
+
+    /// As [`Self::updated`], in a table that merges by column.
+    ///
+    /// # Safety
+    /// As [`Self::deleted`].
+    pub(crate) unsafe fn updated_with(
+        &self,
+        relation: pg_sys::Relation,
+        old: Row<'_>,
+        new: Row<'_>,
+        held: impl Fn(usize) -> Option<(kept::Written, u64)>,
+    ) {
+        let key = self.key(old);
+        for (number, unique) in self.uniques.iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe { unique.release(relation, &key, old, Some(new), held(number)) };
         }
     }
 
     unsafe fn release(&self, relation: pg_sys::Relation, key: &[pg_sys::Datum], row: Row<'_>, held: Held<'_>) {
         for unique in &self.uniques {
             // SAFETY: as the callers promise.
-            unsafe { unique.release(relation, key, row, None, held) };
+            unsafe { unique.release(relation, key, row, None, held.stored().map(|stored| (stored, 0))) };
         }
     }
 
@@ -182,7 +229,7 @@ impl Local {
         let held = Held { replaced, origin: origin.as_deref() };
         for unique in touched {
             // SAFETY: as the caller promises.
-            unsafe { unique.release(relation, &key, old, Some(new), held) };
+            unsafe { unique.release(relation, &key, old, Some(new), held.stored().map(|stored| (stored, 0))) };
         }
     }
 }
@@ -200,7 +247,7 @@ impl Kept {
             let (place, attribute) = attribute.ok_or_else(|| no_column(name))?;
             counters.push((Counter::new(name, attribute.atttypid, attribute.atttypmod)?, place));
         }
-        Ok(Self { registers: kept::Local::new(registers.tombstones, rows, counters.len()), counters })
+        Ok(Self { registers: kept::Local::new(registers.tombstones, rows, &registers.policy), counters })
     }
 }
 
@@ -212,9 +259,9 @@ impl Unique {
         key: &[pg_sys::Datum],
         old: Row<'_>,
         new: Option<Row<'_>>,
-        held: Held<'_>,
+        held: Option<(kept::Written, u64)>,
     ) {
-        let Some(stamp) = held.stored() else { return };
+        let Some((stamp, order)) = held else { return };
         // SAFETY: as the callers promise; what is made is freed, or goes with the transaction after an error.
         unsafe {
             let index = pg_sys::index_open(self.index, pg_sys::AccessShareLock.cast_signed());
@@ -225,7 +272,7 @@ impl Unique {
             if let Some(before) = before
                 && !after.is_some_and(|after| index::are_equal(index, &before, &after))
             {
-                self.claims.release(&before, key, stamp);
+                self.claims.release(&before, key, stamp, order);
             }
             pg_sys::ExecResetTupleTable((*estate).es_tupleTable, false);
             pg_sys::FreeExecutorState(estate);

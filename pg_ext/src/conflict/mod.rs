@@ -14,6 +14,7 @@
 //! | `policy` | how a table decides, here and on a peer |
 //! | `counter` | delta columns as exact numbers |
 //! | `kept` | what is kept of keys in a table with a policy: residuals, true versions |
+//! | `stamps` | since when the columns of a row hold what they hold, where they are merged |
 //! | `truncates` | the newest TRUNCATE of each table |
 //! | `arrival` | a change that arrives: what it meets under its key |
 //! | `unique` | second unique keys: which rows give way |
@@ -37,6 +38,7 @@ pub(crate) mod pending;
 pub(crate) mod policy;
 pub(crate) mod register;
 pub(crate) mod registers;
+pub(crate) mod stamps;
 pub(crate) mod tombstone;
 pub(crate) mod truncates;
 pub(crate) mod unique;

@@ -46,6 +46,11 @@ impl Policy {
         self.counters.is_empty() && self.resolution == Resolution::LastUpdateWins
     }
 
+    /// Whether the later version wins column by column.
+    pub(crate) fn merges(&self) -> bool {
+        self.resolution == Resolution::ColumnMerge
+    }
+
     /// Makes sure that a peer decides as this node does.
     ///
     /// # Errors

@@ -8,15 +8,16 @@ use duplex_protocol::rules::unique;
 use duplex_protocol::version::Version;
 use pgrx::pg_sys;
 
+use crate::apply::relation::Target;
 use crate::apply::table::Leaf;
 use crate::conflict::arrival::Arrival;
 use crate::conflict::claim::Claims;
-use crate::conflict::counter::Counter;
 use crate::conflict::history::{Image, image};
 use crate::conflict::index::{self, Values};
 use crate::conflict::kept::{self, Keeper};
 use crate::conflict::register::raw_xmin;
 use crate::conflict::registers::Registers;
+use crate::conflict::stamps::{Since, held};
 use crate::conflict::tombstone::Tombstones;
 use crate::errors::Result;
 
@@ -48,39 +49,81 @@ pub(crate) struct Met {
     pub(crate) hidden: bool,
 }
 
+/// Since when a row has held its unique values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Holding<'h> {
+    /// The version of the whole row; `None` is older than any.
+    Row(Option<&'h Version>),
+    /// The stamps of its columns.
+    Columns(&'h [Option<Since>]),
+    /// One moment for all.
+    At(&'h Since),
+}
+
+impl Holding<'_> {
+    /// For the leaf's unique index with that number.
+    pub(crate) fn since(self, leaf: &Leaf, number: usize) -> Option<Since> {
+        match self {
+            Self::Row(version) => version.map(|version| Since { version: version.clone(), order: 0 }),
+            Self::Columns(stamps) => held(stamps, &leaf.unique_columns[number]),
+            Self::At(since) => Some(since.clone()),
+        }
+    }
+}
+
+/// The version of a row that is there, and the stamps of its columns if they have their own.
+#[derive(Debug)]
+pub(crate) struct OfRow {
+    pub(crate) version: Option<Version>,
+    pub(crate) stamps: Option<Vec<Option<Since>>>,
+}
+
+impl OfRow {
+    pub(crate) fn holding(&self) -> Holding<'_> {
+        match &self.stamps {
+            Some(stamps) => Holding::Columns(stamps),
+            None => Holding::Row(self.version.as_ref()),
+        }
+    }
+}
+
 /// Where it is remembered that a row was hidden.
 pub(crate) enum Hiding<'t> {
     /// Among the tombstones.
     Plain(&'t Tombstones),
-    /// In a table with a policy, with what its counters hold.
-    Kept(&'t mut Keeper, &'t [(Counter, u16)]),
+    /// In a table with a policy, with what its counters and columns hold.
+    Kept(&'t mut Keeper, &'t Target),
 }
 
 impl Hiding<'_> {
-    /// The version of the row in `leaf.other`.
-    unsafe fn version(&mut self, leaf: &Leaf, arrival: &mut Arrival<'_>) -> Option<Version> {
-        let Arrival { version, versions, .. } = arrival;
+    /// Since when the row in `leaf.other` is as it is.
+    unsafe fn held(&mut self, leaf: &Leaf, arrival: &mut Arrival<'_>) -> Result<OfRow> {
         // SAFETY: the row is locked.
         unsafe {
-            let xmin = raw_xmin(leaf.other);
-            if let Self::Kept(keeper, _) = self
-                && let Some(known) = keeper.true_version(&leaf.key_of(leaf.other), xmin, versions, version)
-            {
-                return known;
+            match self {
+                Self::Plain(_) => {
+                    let version = arrival.versions.of_row(raw_xmin(leaf.other), arrival.version).cloned();
+                    Ok(OfRow { version, stamps: None })
+                }
+                Self::Kept(keeper, target) => {
+                    keeper.of_row(&leaf.key_of(leaf.other), raw_xmin(leaf.other), target.merged.as_deref(), arrival)
+                }
             }
-            versions.of_row(xmin, version).cloned()
         }
     }
 
     /// Remembers the row in `leaf.other`.
-    unsafe fn hidden(&mut self, leaf: &Leaf, key: &[pg_sys::Datum], version: &Version) -> Result<()> {
+    unsafe fn hidden(&mut self, leaf: &Leaf, key: &[pg_sys::Datum], held: &OfRow, arrival: &Arrival<'_>) -> Result<()> {
+        // A tombstone without a version would have that of this transaction.
+        let version = held.version.clone().unwrap_or_else(kept::oldest);
         // SAFETY: the row is locked.
         unsafe {
             match self {
-                Self::Plain(tombstones) => return tombstones.write(key, Standing::Hidden, Some(version)),
-                Self::Kept(keeper, counters) => {
-                    let residual = leaf.amounts(counters, leaf.other);
-                    keeper.remember(key, Standing::Hidden, Some(version), &residual, None);
+                Self::Plain(tombstones) => return tombstones.write(key, Standing::Hidden, Some(&version)),
+                Self::Kept(keeper, target) => {
+                    let residual = leaf.amounts(&target.counters, leaf.other);
+                    let row = leaf.kept_row(target, leaf.other, held.stamps.as_deref(), arrival)?;
+                    keeper.remember(key, Standing::Hidden, Some(&version), &residual, row.as_deref(), None);
                     keeper.forget(key);
                 }
             }
@@ -109,7 +152,8 @@ impl Unique {
                 .filter(|&(index, info)| (*info).ii_Unique && (*index).rd_id != key_index)
                 .map(|(index, info)| {
                     let claims = registers.claims_of(topmost(index));
-                    let claims = claims.map(|oid| Claims { oid, keys: registers.tombstones });
+                    let ordered = registers.policy.merges();
+                    let claims = claims.map(|oid| Claims { oid, keys: registers.tombstones, ordered });
                     Self { index, info, claims }
                 })
                 .collect()
@@ -150,7 +194,7 @@ impl Claimant<'_> {
         leaf.uniques.iter().map(|unique| unsafe { index::values(unique.info, slot, self.estate) }).collect()
     }
 
-    /// Looks whether another key has claimed one of the values later than the version that arrives.
+    /// Looks whether another key has claimed one of the values later than the row holds it.
     ///
     /// # Safety
     /// Inside a transaction; the values are those of the row that arrives.
@@ -158,22 +202,25 @@ impl Claimant<'_> {
         &self,
         leaf: &Leaf,
         values: &[Option<Values>],
+        holding: Holding<'_>,
         arrival: &mut Arrival<'_>,
         met: &mut Met,
     ) {
-        for (unique, values) in leaf.uniques.iter().zip(values) {
+        for (number, (unique, values)) in leaf.uniques.iter().zip(values).enumerate() {
             let (Some(claims), Some(values)) = (unique.claims, values) else { continue };
             // SAFETY: as the caller promises.
             let claim = unsafe { claims.of_others(values, self.key, arrival.versions, arrival.version) };
-            if let Some(claim) = claim.filter(|claim| unique::yields(Some(arrival.version), claim)) {
+            if let Some(claim) = claim
+                && unique::yields(holding.since(leaf, number).as_ref(), &claim)
+            {
                 met.others += 1;
-                met.version = met.version.take().max(Some(claim));
+                met.version = met.version.take().max(Some(claim.version));
                 met.hidden = true;
             }
         }
     }
 
-    /// Remembers the values that the key held at `version` and that `after` does not show any more.
+    /// Remembers the values that the key held and that `after` does not show any more.
     ///
     /// # Safety
     /// Inside a transaction; the values are those of rows that are still there.
@@ -182,10 +229,9 @@ impl Claimant<'_> {
         leaf: &Leaf,
         before: &[Option<Values>],
         after: &[Option<Values>],
-        version: Option<&Version>,
+        holding: Holding<'_>,
         arrival: &mut Arrival<'_>,
     ) {
-        let Some(version) = version else { return };
         for (number, unique) in leaf.uniques.iter().enumerate() {
             let (Some(claims), Some(values)) = (unique.claims, before.get(number).and_then(Option::as_ref)) else {
                 continue;
@@ -193,17 +239,19 @@ impl Claimant<'_> {
             // SAFETY: as the caller promises.
             unsafe {
                 let after = after.get(number).and_then(Option::as_ref);
-                if !after.is_some_and(|after| index::are_equal(unique.index, values, after)) {
-                    claims.remember(values, self.key, version, arrival.versions, arrival.version);
+                if !after.is_some_and(|after| index::are_equal(unique.index, values, after))
+                    && let Some(since) = holding.since(leaf, number)
+                {
+                    claims.remember(values, self.key, since, arrival.versions, arrival.version);
                 }
             }
         }
     }
 
-    /// Lets every row give way that holds one of the values and is older than the version that arrives. Says whether
-    /// one does not: then the row that arrives has to.
+    /// Lets every row give way that has held one of the values for longer. Says whether one has not: then the row that
+    /// arrives has to.
     ///
-    /// `own` is where the row that arrives was written.
+    /// `holding` says since when the row that arrives has the values, `own` where it was written.
     ///
     /// # Safety
     /// Inside a transaction; what was written before is visible.
@@ -211,7 +259,7 @@ impl Claimant<'_> {
         &self,
         leaf: &mut Leaf,
         values: &[Option<Values>],
-        own: Option<pg_sys::ItemPointerData>,
+        (holding, own): (Holding<'_>, Option<pg_sys::ItemPointerData>),
         mut registers: Hiding<'_>,
         arrival: &mut Arrival<'_>,
         met: &mut Met,
@@ -225,15 +273,17 @@ impl Claimant<'_> {
                 let table = (*leaf.info).ri_RelationDesc;
                 while index::lock_holder(table, index, values, own, &staying, leaf.other) {
                     let place = (*leaf.other).tts_tid;
-                    let held = registers.version(leaf, arrival);
-                    let is_own_transaction = held.as_ref() == Some(arrival.version);
+                    let held = registers.held(leaf, arrival)?;
+                    let since = held.holding().since(leaf, number);
+                    let is_own_transaction = since.as_ref().is_some_and(|since| since.version == *arrival.version);
                     if !is_own_transaction {
                         met.others += 1;
                         met.images.push(image(table, leaf.other));
-                        met.version = met.version.take().max(held.clone());
+                        met.version = met.version.take().max(held.version.clone());
                     }
-                    if unique::yields(held.as_ref(), arrival.version) {
-                        self.hide(leaf, held.as_ref(), &mut registers, arrival)?;
+                    let claim = holding.since(leaf, number);
+                    if claim.is_some_and(|claim| unique::yields(since.as_ref(), &claim)) {
+                        self.hide(leaf, &held, &mut registers, arrival)?;
                     } else {
                         staying.push(place);
                         // One transaction may pass through a state like this under a deferrable constraint.
@@ -245,11 +295,11 @@ impl Claimant<'_> {
         Ok(())
     }
 
-    /// Hides the row in `leaf.other`, which holds its values since `version`.
+    /// Hides the row in `leaf.other`.
     unsafe fn hide(
         &self,
         leaf: &mut Leaf,
-        version: Option<&Version>,
+        held: &OfRow,
         registers: &mut Hiding<'_>,
         arrival: &mut Arrival<'_>,
     ) -> Result<()> {
@@ -259,17 +309,8 @@ impl Claimant<'_> {
             let key = leaf.key_of(slot);
             let hidden = Claimant { estate: self.estate, key: &key };
             let before = hidden.values(leaf, slot);
-            hidden.release(leaf, &before, &[], version, arrival);
-            let oldest;
-            let version = match version {
-                Some(version) => version,
-                None => {
-                    // A tombstone without a version would have that of this transaction.
-                    oldest = kept::oldest();
-                    &oldest
-                }
-            };
-            registers.hidden(leaf, &key, version)?;
+            hidden.release(leaf, &before, &[], held.holding(), arrival);
+            registers.hidden(leaf, &key, held, arrival)?;
             leaf.remove(slot, self.estate);
         }
         Ok(())

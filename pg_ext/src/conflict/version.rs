@@ -100,6 +100,11 @@ impl Stamp {
         Self { xmin, written: commit_ts.map(|commit_ts| (commit_ts.value() as Timestamp, origin)) }
     }
 
+    /// A version that the transaction `xmin` wrote down, or its own.
+    pub(crate) fn of(xmin: pg_sys::TransactionId, written: Option<(Timestamp, Option<String>)>) -> Self {
+        Self { xmin, written }
+    }
+
     /// What is written down: when, and on which node if it was another.
     pub(crate) fn written(&self) -> Option<(Timestamp, Option<&str>)> {
         self.written.as_ref().map(|(commit_ts, origin)| (*commit_ts, origin.as_deref()))
