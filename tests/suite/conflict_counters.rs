@@ -1,22 +1,9 @@
 //! Delta columns: what is added on any node counts on all of them, whoever wins the row.
 
-use anyhow::{Context, Result, ensure};
-use duplex_lab::{Lab, Node};
+use anyhow::Result;
+use duplex_lab::Lab;
 
-/// What both nodes do while neither hears of the other. `n` is the counter.
-struct Case {
-    name: &'static str,
-    /// Columns after `id int primary key, n int not null default 0`.
-    columns: &'static str,
-    setup: &'static str,
-    older: &'static str,
-    newer: &'static str,
-    /// What both have in the end.
-    rows: &'static [&'static str],
-    /// What the older node does once both have met, and what both have then.
-    after: &'static str,
-    rows_after: &'static [&'static str],
-}
+use crate::meeting::{Case, play};
 
 const CASES: &[Case] = &[
     Case {
@@ -153,48 +140,7 @@ const CASES: &[Case] = &[
 
 #[tokio::test]
 async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
-    let lab = Lab::shared(2).await?;
-    let [a, b] = lab.pair();
-    let tables: Vec<(String, &Case, bool)> = CASES
-        .iter()
-        .flat_map(|case| [true, false].map(|a_first| (format!("{}_{a_first}", case.name), case, a_first)))
-        .collect();
-    let (mut ddl, mut dml) = (String::new(), String::new());
-    for (table, case, _) in &tables {
-        ddl += &format!(
-            "create table {table} (id int primary key, n int not null default 0, {}); \
-             select duplex.enable('{table}', delta_columns => '{{n}}');",
-            case.columns
-        );
-        dml += &format!("{};", case.setup.replace("{t}", table));
-    }
-    futures_util::future::try_join(a.exec(&ddl), b.exec(&ddl)).await?;
-    a.exec(&dml).await?;
-    lab.settled().await?;
-    lab.stop_relays()?;
-    for (table, case, a_first) in &tables {
-        let (older, newer) = if *a_first { (a, b) } else { (b, a) };
-        each(older, case.older, table).await?;
-        each(newer, case.newer, table).await?;
-    }
-    for node in lab.nodes() {
-        node.relay().start()?;
-    }
-    lab.settled().await?;
-    let mut wrong = Vec::new();
-    for (table, case, _) in &tables {
-        compare(&lab, table, case.rows, &mut wrong).await?;
-    }
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    for (table, case, a_first) in &tables {
-        each(if *a_first { a } else { b }, case.after, table).await?;
-    }
-    lab.settled().await?;
-    for (table, case, _) in &tables {
-        compare(&lab, table, case.rows_after, &mut wrong).await?;
-    }
-    ensure!(wrong.is_empty(), "after the meeting: {}", wrong.join("\n"));
-    lab.stop_relays()
+    play(CASES, "delta_columns => '{n}'").await
 }
 
 #[tokio::test]
@@ -219,23 +165,4 @@ async fn a_write_that_comes_before_the_row_that_it_saw_adds_nothing_yet() -> Res
     lab.converges(&["t"]).await?;
     assert_eq!(b.dump("t", &[]).await?, ["id=1 | n=100 | v=seen"]);
     lab.stop_relays()
-}
-
-/// Statements, each a transaction with a version of its own.
-async fn each(node: &Node, sql: &str, table: &str) -> Result<()> {
-    let session = node.connect().await?;
-    for statement in sql.split("; ") {
-        session.exec(&statement.replace("{t}", table)).await.with_context(|| table.to_owned())?;
-    }
-    Ok(())
-}
-
-async fn compare(lab: &Lab, table: &str, rows: &[&str], wrong: &mut Vec<String>) -> Result<()> {
-    for node in lab.nodes() {
-        let found = node.dump(table, &[]).await?;
-        if found != rows {
-            wrong.push(format!("{table}: {} has {found:?}", node.name()));
-        }
-    }
-    Ok(())
 }

@@ -2,23 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use duplex_lab::{Lab, Node, Session};
+use anyhow::{Result, bail, ensure};
+use duplex_lab::faults::dice::Dice;
+use duplex_lab::{Lab, Session};
 
-/// What both nodes do while neither hears of the other.
-struct Case {
-    name: &'static str,
-    /// Columns after `id int primary key, n int not null default 0`, of which `n` is a counter.
-    columns: &'static str,
-    setup: &'static str,
-    older: &'static str,
-    newer: &'static str,
-    /// What both have in the end.
-    rows: &'static [&'static str],
-    /// What the older node does once both have met, and what both have then.
-    after: &'static str,
-    rows_after: &'static [&'static str],
-}
+use crate::meeting::{Case, play};
 
 const CASES: &[Case] = &[
     Case {
@@ -165,88 +153,14 @@ const CASES: &[Case] = &[
 
 #[tokio::test]
 async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
-    let lab = Lab::shared(2).await?;
-    let [a, b] = lab.pair();
-    let tables: Vec<(String, &Case, bool)> = CASES
-        .iter()
-        .flat_map(|case| [true, false].map(|a_first| (format!("{}_{a_first}", case.name), case, a_first)))
-        .collect();
-    let (mut ddl, mut dml) = (String::new(), String::new());
-    for (table, case, _) in &tables {
-        ddl += &format!(
-            "create table {table} (id int primary key, n int not null default 0, {}); \
-             select duplex.enable('{table}', 'column_merge', '{{n}}');",
-            case.columns
-        );
-        dml += &format!("{};", case.setup.replace("{t}", table));
-    }
-    futures_util::future::try_join(a.exec(&ddl), b.exec(&ddl)).await?;
-    a.exec(&dml).await?;
-    lab.settled().await?;
-    lab.stop_relays()?;
-    for (table, case, a_first) in &tables {
-        let (older, newer) = if *a_first { (a, b) } else { (b, a) };
-        each(older, case.older, table).await?;
-        each(newer, case.newer, table).await?;
-    }
-    for node in lab.nodes() {
-        node.relay().start()?;
-    }
-    lab.settled().await?;
-    let mut wrong = Vec::new();
-    for (table, case, _) in &tables {
-        compare(&lab, table, case.rows, &mut wrong).await?;
-    }
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    for (table, case, a_first) in &tables {
-        each(if *a_first { a } else { b }, case.after, table).await?;
-    }
-    lab.settled().await?;
-    for (table, case, _) in &tables {
-        compare(&lab, table, case.rows_after, &mut wrong).await?;
-    }
-    ensure!(wrong.is_empty(), "after the meeting: {}", wrong.join("\n"));
-    lab.stop_relays()
+    play(CASES, "'column_merge', '{n}'").await
 }
 
-/// Statements, each a transaction with a version of its own, but for those between `begin` and `commit`.
-async fn each(node: &Node, sql: &str, table: &str) -> Result<()> {
-    let session = node.connect().await?;
-    for statement in sql.replace("\\;", "\u{1}").split("; ") {
-        let statement = statement.replace('\u{1}', ";").replace("{t}", table);
-        session.exec(&statement).await.with_context(|| table.to_owned())?;
-    }
-    Ok(())
-}
+const KEYS: u64 = 20;
 
-async fn compare(lab: &Lab, table: &str, rows: &[&str], wrong: &mut Vec<String>) -> Result<()> {
-    for node in lab.nodes() {
-        let found = node.dump(table, &[]).await?;
-        if found != rows {
-            wrong.push(format!("{table}: {} has {found:?}", node.name()));
-        }
-    }
-    Ok(())
-}
-
-const KEYS: usize = 20;
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as usize % limit
-    }
-}
-
-fn statements(random: &mut Random) -> String {
-    let (key, other, value) = (random.below(KEYS), random.below(KEYS), random.below(KEYS));
-    match random.below(100) {
+fn statements(dice: &mut Dice) -> String {
+    let (key, other, value) = (dice.below(KEYS), dice.below(KEYS), dice.below(KEYS));
+    match dice.below(100) {
         0..12 => format!(
             "insert into p values ({key}, {value}, 'a{value}', 'b') on conflict (id) do update set a = excluded.a"
         ),
@@ -276,10 +190,10 @@ fn statements(random: &mut Random) -> String {
 }
 
 async fn write(session: Session, seed: u64, until: Instant) -> Result<usize> {
-    let mut random = Random(seed);
+    let mut dice = Dice::new(seed);
     let mut done = 0;
     while Instant::now() < until {
-        let sql = statements(&mut random);
+        let sql = statements(&mut dice);
         match session.client().batch_execute(&sql).await {
             Ok(()) => done += 1,
             Err(err) => {

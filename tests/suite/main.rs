@@ -35,6 +35,7 @@ mod lab_program;
 mod large;
 mod layouts;
 mod leaving;
+mod meeting;
 mod membership;
 mod nested;
 mod outages;
