@@ -18,6 +18,7 @@ use crate::conflict::counter::{Amount, Counter, is_nothing};
 use crate::conflict::index;
 use crate::conflict::kept::{Keeper, oldest};
 use crate::conflict::register::raw_xmin;
+use crate::conflict::row_memory::RowMemory;
 use crate::conflict::stamps::held;
 use crate::conflict::truncates;
 use crate::conflict::unique::{OfRow, Unique};
@@ -234,7 +235,7 @@ struct Uniques {
 }
 
 impl Uniques {
-    /// None for a table that decides by whole rows.
+    /// Without any for a table that decides by whole rows.
     ///
     /// # Safety
     /// The relation is open and locked.
@@ -273,11 +274,18 @@ impl Uniques {
     ) {
         let Some(stamps) = &of_row.stamps else { return };
         for (unique, columns) in &self.indexes {
-            // SAFETY: as the caller promises; the executor's memory for a row is not reset before this is closed.
+            // SAFETY: as the caller promises; the executor's memory for a row is not reset before the values are written.
             let values = unsafe { index::values(unique.info, slot, self.estate) };
             if let (Some(claims), Some(values), Some(since)) = (unique.claims, values, held(stamps, columns)) {
                 // SAFETY: the table is locked, and its registers with it.
                 unsafe { claims.remember(&values, key, since, arrival.versions, arrival.version) };
+            }
+        }
+        // SAFETY: the values are written, and nothing else is in that memory.
+        unsafe {
+            let econtext = (*self.estate).es_per_tuple_exprcontext;
+            if !econtext.is_null() {
+                pg_sys::MemoryContextReset((*econtext).ecxt_per_tuple_memory);
             }
         }
     }
@@ -376,12 +384,14 @@ unsafe fn each_row(
         let none = std::ptr::null_mut();
         let scan = pg_sys::heap_beginscan(rel, snapshot, 0, std::ptr::null_mut(), none, flags);
         let slot = pg_sys::table_slot_create(rel, std::ptr::null_mut());
+        let memory = RowMemory::new();
         while pg_sys::heap_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             pgrx::check_for_interrupts!();
-            if !each(slot)? {
+            if !memory.within(|| each(slot))? {
                 break;
             }
         }
+        memory.delete();
         pg_sys::heap_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::UnregisterSnapshot(snapshot);

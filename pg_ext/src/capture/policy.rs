@@ -20,6 +20,7 @@ use crate::conflict::kept::{self, oldest};
 use crate::conflict::local::{Held, Kept, Local, Row};
 use crate::conflict::register::{begin_scan, scan_keys};
 use crate::conflict::registers::identity_index;
+use crate::conflict::row_memory::RowMemory;
 use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
 use crate::conflict::version::stored;
 use crate::errors::{Failure, Result};
@@ -385,32 +386,44 @@ impl Capture<'_> {
             let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
             let none = std::ptr::null_mut();
             let scan = pg_sys::heap_beginscan(relation, snapshot, 0, std::ptr::null_mut(), none, flags);
+            let memory = RowMemory::new();
             loop {
                 pgrx::check_for_interrupts!();
                 let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
                 if tuple.is_null() {
                     break;
                 }
-                values.deform(tuple, self.relation.rd_att, self.table.attributes);
-                let before = self.before(tuple, &values)?;
-                let replaced = before.replaced;
-                let residual: Vec<Amount> = self.amounts(&values).collect();
-                let image = self.image(tuple, &before)?;
-                let key = self.registers.key(values.row(tuple));
-                if let (Some(merged), Some(columns)) = (&self.table.merged, &before.columns) {
-                    self.registers.truncated_with(relation, values.row(tuple), |number| held(merged, columns, number));
-                }
-                if image.is_none() && is_nothing(&residual) {
-                    self.kept.registers.forget_residual(&key);
-                    continue;
-                }
-                let origin = transaction::origin_name(replaced);
-                let held = Held { replaced, origin: origin.as_deref() }.stored();
-                let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
-                self.kept.registers.remember(&key, version, &residual, image.as_deref());
+                memory.within(|| self.keep(tuple, &mut values))?;
             }
+            memory.delete();
             pg_sys::heap_endscan(scan);
             pg_sys::UnregisterSnapshot(snapshot);
+        }
+        Ok(())
+    }
+
+    /// Remembers one of them.
+    unsafe fn keep(&self, tuple: pg_sys::HeapTuple, values: &mut Values) -> Result<()> {
+        let relation = std::ptr::from_ref(self.relation).cast_mut();
+        // SAFETY: as the callers promise: the tuple is of the relation.
+        unsafe {
+            values.deform(tuple, self.relation.rd_att, self.table.attributes);
+            let before = self.before(tuple, values)?;
+            let replaced = before.replaced;
+            let residual: Vec<Amount> = self.amounts(values).collect();
+            let image = self.image(tuple, &before)?;
+            let key = self.registers.key(values.row(tuple));
+            if let (Some(merged), Some(columns)) = (&self.table.merged, &before.columns) {
+                self.registers.truncated_with(relation, values.row(tuple), |number| held(merged, columns, number));
+            }
+            if image.is_none() && is_nothing(&residual) {
+                self.kept.registers.forget_residual(&key);
+                return Ok(());
+            }
+            let origin = transaction::origin_name(replaced);
+            let held = Held { replaced, origin: origin.as_deref() }.stored();
+            let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
+            self.kept.registers.remember(&key, version, &residual, image.as_deref());
         }
         Ok(())
     }

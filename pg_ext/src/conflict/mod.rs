@@ -23,6 +23,7 @@
 //! | `history` | the record of conflicts |
 //! | `forget` | up to when what a table remembers may be forgotten |
 //! | `local` | what a local change leaves in the registers |
+//! | `row_memory` | memory for one row at a time |
 //! | `pending` | tombstones that a local transaction still has to write |
 
 pub(crate) mod arrival;
@@ -38,6 +39,7 @@ pub(crate) mod pending;
 pub(crate) mod policy;
 pub(crate) mod register;
 pub(crate) mod registers;
+pub(crate) mod row_memory;
 pub(crate) mod stamps;
 pub(crate) mod tombstone;
 pub(crate) mod truncates;
