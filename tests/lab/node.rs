@@ -174,6 +174,58 @@ impl Node {
         .await
     }
 
+    /// The sessions that apply a peer's stream here, by what they wait for.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn applying(&self, peer: &str) -> Result<Vec<String>> {
+        let name = crate::session::literal(&format!("duplex-relay inbound {peer}"));
+        let sql = format!(
+            "select coalesce(wait_event, '') from pg_stat_activity
+              where datname = current_database() and application_name = {name}"
+        );
+        Ok(self.rows(&sql).await?.into_iter().flatten().flatten().collect())
+    }
+
+    /// Holds a peer's stream, of which the relay lets go at its next look.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn pause(&self, peer: &str, others_wait: bool) -> Result<()> {
+        let name = crate::session::literal(peer);
+        self.exec(&format!("select duplex.pause_peer({name}, others_wait => {others_wait})")).await
+    }
+
+    /// Waits until nobody applies a peer's stream that is held. Of a stream that ran before, nothing is applied from then
+    /// on until [`Self::resume`].
+    ///
+    /// # Errors
+    /// The server's; at the deadline.
+    pub async fn lets_go_of(&self, peer: &str) -> Result<()> {
+        until(&format!("the relay of {} to let go of the stream of {peer}", self.name), PATIENCE, async || {
+            let sessions = self.applying(peer).await?;
+            Ok(crate::wait::when(sessions.is_empty(), format!("{sessions:?}")))
+        })
+        .await
+    }
+
+    /// Holds a peer's stream and waits until the relay has let go of it.
+    ///
+    /// # Errors
+    /// The server's; at the deadline.
+    pub async fn hold(&self, peer: &str, others_wait: bool) -> Result<()> {
+        self.pause(peer, others_wait).await?;
+        self.lets_go_of(peer).await
+    }
+
+    /// Lets a stream that is held go on.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn resume(&self, peer: &str) -> Result<()> {
+        self.exec(&format!("select duplex.resume_peer({})", crate::session::literal(peer))).await
+    }
+
     /// Waits until a query gives this text.
     ///
     /// # Errors

@@ -154,14 +154,14 @@ async fn a_write_that_comes_before_the_row_that_it_saw_adds_nothing_yet() -> Res
         )
         .await?;
     }
+    lab.running().await?;
     // While one stream is held, the others do not wait for it.
-    b.exec(&format!("select duplex.pause_peer('{}')", a.name())).await?;
-    b.shows(&format!("select state from duplex.peers where name = '{}'", a.name()), "paused").await?;
+    b.hold(a.name(), false).await?;
     a.exec("insert into t values (1, 100, 'made')").await?;
     c.shows("select v from t", "made").await?;
     c.exec("update t set v = 'seen'").await?;
     b.shows("select n || ' ' || v from t", "0 seen").await?;
-    b.exec(&format!("select duplex.resume_peer('{}')", a.name())).await?;
+    b.resume(a.name()).await?;
     lab.converges(&["t"]).await?;
     assert_eq!(b.dump("t", &[]).await?, ["id=1 | n=100 | v=seen"]);
     lab.stop_relays()

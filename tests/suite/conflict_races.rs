@@ -1,7 +1,6 @@
 //! A peer's change that comes in the middle of a local transaction is decided on what that transaction leaves behind.
 
 use anyhow::Result;
-use duplex_lab::session::literal;
 use duplex_lab::wait::when;
 use duplex_lab::{Lab, PATIENCE, until};
 
@@ -12,26 +11,15 @@ async fn given_up_meanwhile(constraint: &str, open: &str) -> Result<()> {
     let [a, b] = lab.pair();
     lab.create_everywhere(&format!("create table t (id int primary key, v text, {constraint})"), &["t"]).await?;
     lab.running().await?;
-    let peer = literal(b.name());
-    let applying = literal(&format!("duplex-relay inbound {}", b.name()));
-    let session = format!(
-        "select coalesce(string_agg(wait_event, ' '), '') from pg_stat_activity
-          where datname = current_database() and application_name = {applying}"
-    );
-    a.exec(&format!("select duplex.pause_peer({peer})")).await?;
-    until("the stream to be held", PATIENCE, async || {
-        let event = a.one(&session).await?;
-        Ok(when(event.is_empty(), event))
-    })
-    .await?;
+    a.hold(b.name(), false).await?;
     b.exec("insert into t values (1, 'value')").await?;
     a.exec("insert into t values (2, 'value')").await?;
     let local = a.connect().await?;
     local.exec(&format!("begin; {open}")).await?;
-    a.exec(&format!("select duplex.resume_peer({peer})")).await?;
+    a.resume(b.name()).await?;
     until("the older row to wait for the transaction", PATIENCE, async || {
-        let event = a.one(&session).await?;
-        Ok(when(event == "transactionid", event))
+        let sessions = a.applying(b.name()).await?;
+        Ok(when(sessions == ["transactionid"], format!("{sessions:?}")))
     })
     .await?;
     local.exec("commit").await?;
@@ -73,14 +61,9 @@ async fn an_older_truncate_waits_for_a_later_one() -> Result<()> {
     local.exec("begin; truncate t").await?;
     b.exec("truncate t").await?;
     b.exec("insert into t values (2)").await?;
-    let applying = literal(&format!("duplex-relay inbound {}", b.name()));
-    let event = format!(
-        "select coalesce(string_agg(wait_event, ' '), '') from pg_stat_activity
-          where datname = current_database() and application_name = {applying}"
-    );
     until("the older one to wait for the transaction", PATIENCE, async || {
-        let event = a.one(&event).await?;
-        Ok(when(event == "relation", event))
+        let sessions = a.applying(b.name()).await?;
+        Ok(when(sessions == ["relation"], format!("{sessions:?}")))
     })
     .await?;
     local.exec("commit").await?;

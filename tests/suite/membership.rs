@@ -173,12 +173,12 @@ async fn a_node_leaves_for_good_under_load_and_another_one_comes() -> Result<()>
     c.relay().kill()?;
     staying.goes_on(&lab, b).await?;
     // What one of them did long before the other hears of it meets what is remembered of the time with the third node.
-    a.exec(&format!("select duplex.pause_peer({}, others_wait => true)", literal(b.name()))).await?;
+    a.hold(b.name(), true).await?;
     staying.goes_on(&lab, a).await?;
     for node in [a, b] {
         node.exec("select duplex.maintain()").await?;
     }
-    a.exec(&format!("select duplex.resume_peer({})", literal(b.name()))).await?;
+    a.resume(b.name()).await?;
     staying.end().await?;
     for (node, peer) in [(a, b), (b, a)] {
         peer.shows("select transactions from duplex.queue_status", "0").await?;

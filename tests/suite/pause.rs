@@ -9,39 +9,13 @@ use super::relay_command::run;
 
 const TABLE: &str = "create table t (id int primary key, v text)";
 
-/// Sessions that apply a peer's stream, by what they are at.
-async fn applying(node: &Node, peer: &str) -> Result<Vec<String>> {
-    let name = literal(&format!("duplex-relay inbound {peer}"));
-    let sql = format!(
-        "select coalesce(wait_event, '') from pg_stat_activity
-          where datname = current_database() and application_name = {name}"
-    );
-    Ok(node.rows(&sql).await?.into_iter().flatten().flatten().collect())
-}
-
-async fn nobody_applies(node: &Node, peer: &str) -> Result<()> {
-    until("the relay to let go of a stream", PATIENCE, async || {
-        let sessions = applying(node, peer).await?;
-        Ok(when(sessions.is_empty(), format!("{sessions:?}")))
-    })
-    .await
-}
-
 /// Waits until the stream of `peer` waits on `node` for another one to come far enough.
 async fn waits(node: &Node, peer: &str) -> Result<()> {
     until("a stream to wait for another", PATIENCE, async || {
-        let sessions = applying(node, peer).await?;
+        let sessions = node.applying(peer).await?;
         Ok(when(sessions == ["Extension"], format!("{sessions:?}")))
     })
     .await
-}
-
-async fn pause(node: &Node, peer: &str, others_wait: bool) -> Result<()> {
-    node.exec(&format!("select duplex.pause_peer({}, others_wait => {others_wait})", literal(peer))).await
-}
-
-async fn resume(node: &Node, peer: &str) -> Result<()> {
-    node.exec(&format!("select duplex.resume_peer({})", literal(peer))).await
 }
 
 async fn ids(node: &Node) -> Result<String> {
@@ -55,8 +29,7 @@ async fn a_paused_stream_is_held_through_restarts_and_others_go_on() -> Result<(
     lab.create_everywhere(TABLE, &["t"]).await?;
     a.exec("insert into t values (1, 'before')").await?;
     lab.converges(&["t"]).await?;
-    pause(b, a.name(), false).await?;
-    nobody_applies(b, a.name()).await?;
+    b.hold(a.name(), false).await?;
     a.exec("insert into t values (2, 'held')").await?;
     c.shows("select v from t where id = 2", "held").await?;
     // Made after what is held, and applied all the same.
@@ -71,7 +44,7 @@ async fn a_paused_stream_is_held_through_restarts_and_others_go_on() -> Result<(
     b.relay().start()?;
     c.exec("insert into t values (4, 'goes on')").await?;
     b.shows("select v from t where id = 4", "goes on").await?;
-    assert_eq!((ids(b).await?.as_str(), applying(b, a.name()).await?), ("1,3,4", vec![]));
+    assert_eq!((ids(b).await?.as_str(), b.applying(a.name()).await?), ("1,3,4", vec![]));
     let reason = b.stream_is(a.name(), "paused").await?;
     ensure!(reason.contains("held by postgres since") && reason.contains("duplex.resume_peer"), "{reason}");
     let found = run(&["check", "--database", &b.relay_url(), "--kafka", lab.kafka().bootstrap()]).await?;
@@ -82,7 +55,7 @@ async fn a_paused_stream_is_held_through_restarts_and_others_go_on() -> Result<(
         found.out
     );
 
-    resume(b, a.name()).await?;
+    b.resume(a.name()).await?;
     lab.converges(&["t"]).await?;
     b.stream_is(a.name(), "running").await?;
     assert_eq!(ids(b).await?, "1,2,3,4");
@@ -95,24 +68,22 @@ async fn others_wait_for_a_paused_stream_if_the_operator_says_so() -> Result<()>
     let (a, b, c) = (lab.node(0), lab.node(1), lab.node(2));
     lab.create_everywhere(TABLE, &["t"]).await?;
     lab.running().await?;
-    pause(b, a.name(), true).await?;
-    nobody_applies(b, a.name()).await?;
+    b.hold(a.name(), true).await?;
     a.exec("insert into t values (1, 'question')").await?;
     c.shows("select v from t where id = 1", "question").await?;
     c.exec("insert into t values (2, 'answer')").await?;
     waits(b, c.name()).await?;
     assert_eq!(ids(b).await?, "");
     // One that waits is held like any other, and again in its turn.
-    pause(b, c.name(), false).await?;
-    nobody_applies(b, c.name()).await?;
-    resume(b, c.name()).await?;
+    b.hold(c.name(), false).await?;
+    b.resume(c.name()).await?;
     waits(b, c.name()).await?;
     assert_eq!(ids(b).await?, "");
     // The operator changes their mind.
-    pause(b, a.name(), false).await?;
+    b.pause(a.name(), false).await?;
     b.shows("select v from t where id = 2", "answer").await?;
     assert_eq!(ids(b).await?, "2");
-    resume(b, a.name()).await?;
+    b.resume(a.name()).await?;
     lab.converges(&["t"]).await?;
     assert_eq!(ids(b).await?, "1,2");
     lab.stop_relays()
@@ -129,16 +100,16 @@ async fn a_long_transaction_that_is_being_applied_is_held_whole() -> Result<()> 
     here.exec("begin; insert into t values (0, 'here')").await?;
     a.exec("insert into t select i, repeat(md5(i::text), 30) from generate_series(20000, 0, -1) i").await?;
     until("the long transaction to be at its last row", PATIENCE, async || {
-        let sessions = applying(b, a.name()).await?;
+        let sessions = b.applying(a.name()).await?;
         Ok(when(sessions == ["transactionid"], format!("{sessions:?}")))
     })
     .await?;
-    pause(b, a.name(), false).await?;
+    b.pause(a.name(), false).await?;
     here.exec("rollback").await?;
-    nobody_applies(b, a.name()).await?;
+    b.lets_go_of(a.name()).await?;
     let rows = b.number("select count(*) from t").await?;
     ensure!(rows == 0 || rows == 20_001, "{rows} rows of a transaction");
-    resume(b, a.name()).await?;
+    b.resume(a.name()).await?;
     lab.converges(&["t"]).await?;
     assert_eq!(b.number("select count(*) from t").await?, 20_001);
     lab.stop_relays()
@@ -152,15 +123,14 @@ async fn a_stream_that_has_stopped_is_shown_as_that_though_it_is_held() -> Resul
     b.exec("alter table t add constraint small check (id < 100)").await?;
     a.exec("insert into t values (100, 'too large')").await?;
     b.stream_is(a.name(), "stopped").await?;
-    pause(b, a.name(), false).await?;
-    nobody_applies(b, a.name()).await?;
+    b.hold(a.name(), false).await?;
     let state =
         format!("select concat_ws(' ', state, paused_at is not null) from duplex.peers where name = '{}'", a.name());
     assert_eq!(b.one(&state).await?, "stopped t");
     b.exec(&format!("alter table t drop constraint small; select duplex.retry_peer('{}')", a.name())).await?;
     assert_eq!(b.one(&state).await?, "paused t");
     assert_eq!(b.number("select count(*) from t").await?, 0);
-    resume(b, a.name()).await?;
+    b.resume(a.name()).await?;
     lab.converges(&["t"]).await?;
     assert_eq!(b.one(&state).await?, "running f");
     lab.stop_relays()
@@ -176,12 +146,12 @@ async fn what_cannot_be_held_is_refused() -> Result<()> {
     session.refuses("42704", "select duplex.resume_peer('nobody')").await?;
     session.refuses("55000", &format!("select duplex.resume_peer({peer})")).await?;
     session.refuses("22004", &format!("select duplex.pause_peer({peer}, null)")).await?;
-    pause(a, b.name(), true).await?;
+    a.pause(b.name(), true).await?;
     let since = "select paused_at from duplex.peers";
     let first = session.one(since).await?;
-    pause(a, b.name(), false).await?;
+    a.pause(b.name(), false).await?;
     assert_eq!(session.one(since).await?, first, "held since the first call");
-    resume(a, b.name()).await?;
+    a.resume(b.name()).await?;
     session.refuses("55000", &format!("select duplex.resume_peer({peer})")).await?;
     Ok(())
 }
