@@ -40,7 +40,7 @@ begin
        from pg_replication_origin o
        join pg_database d on d.datname = current_database()
       where starts_with(o.roname, 'duplex_' || d.oid || '_');
-    insert into duplex.node (name) values (create_node.name);
+    insert into duplex.node (name, timeline) values (create_node.name, duplex.timeline());
     insert into duplex.drain_state (previous, current) values (pg_current_snapshot(), pg_current_snapshot());
 end
 $$;

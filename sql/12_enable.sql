@@ -102,7 +102,7 @@ begin
     execute format('alter trigger "00_duplex_capture" on %s depends on extension pg_duplex', relation);
     execute format('alter trigger "00_duplex_capture_truncate" on %s depends on extension pg_duplex', relation);
     perform duplex.guard_partitions(relation);
-    perform duplex.guard_counters(relation);
+    perform duplex.guard_kept(relation);
 end
 $$;
 comment on function duplex.enable(regclass, text, name[]) is

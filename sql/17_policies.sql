@@ -127,7 +127,7 @@ begin
        set resolution = set_policy.resolution, delta_columns = set_policy.delta_columns
      where t.relid = relation;
     perform duplex.fit_registers(relation);
-    perform duplex.guard_counters(relation);
+    perform duplex.guard_kept(relation);
     perform duplex.announce(relation);
 end
 $$;
@@ -135,7 +135,7 @@ comment on function duplex.set_policy(regclass, text, name[]) is
     'How conflicts of this table are decided from now on. Nobody may write to it, on any node, from before the first node''s call to after the last one''s.';
 
 -- What rows hold when a table is emptied is looked at before it is.
-create function duplex.guard_counters(relation regclass) returns void
+create function duplex.guard_kept(relation regclass) returns void
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -212,6 +212,8 @@ comment on function duplex.forget(integer) is
 create function duplex.maintain() returns boolean
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off
 as $$
+declare
+    lacks boolean;
 begin
     perform duplex.clean_conflict_history();
     -- Where REINDEX CONCURRENTLY gave an index another oid; PostgreSQL tells nobody.
@@ -224,8 +226,9 @@ begin
        from duplex.peer_registry p
       where p.state = 'stopped'
         and p.stamped_ahead <= clock_timestamp() + current_setting('duplex.max_clock_skew')::interval;
+    lacks := not duplex.catch_up();
     -- Last, since it keeps rows locked to the end of the transaction.
-    return duplex.forget();
+    return duplex.forget() or lacks;
 end
 $$;
 comment on function duplex.maintain() is

@@ -96,6 +96,8 @@ begin
            hello_offset = null, kafka_cluster = null, settled = null, held = null, start_offset = next_offset, skip_next = false,
            state_changed_at = now()
      where p.name = resync_peer.name;
+    -- The tables were made equal: nothing of before is missing.
+    delete from duplex.promised d where d.peer = resync_peer.name;
     update duplex.apply_errors e
        set resolution = 'resynced', resolved_at = now(), resolved_by = session_user
      where e.peer = resync_peer.name and e.resolution is null;

@@ -52,7 +52,8 @@ select n.name as node,
        q.bytes as queued_bytes,
        q.oldest as oldest_queued,
        (select count(*) from duplex.parked) as parked,
-       array(select p.name from duplex.peers p where p.state in ('stopped', 'gap', 'paused') order by p.name) as standing_still
+       array(select p.name from duplex.peers p where p.state in ('stopped', 'gap', 'paused') order by p.name) as standing_still,
+       duplex.lacks() as lacks
   from duplex.node n
   left join holder h on true
  cross join (select coalesce(sum(s."rows"), 0)::bigint, coalesce(sum(s.bytes), 0)::bigint
@@ -66,4 +67,6 @@ comment on column duplex.status.held_because is
     'peer: its stream is applied up to there; this node: its own is published up to there; parked change: one of that node waits in duplex.parked; no peer yet.';
 comment on column duplex.status.held_since is
     'Up to when it has been heard of, when it was added if never, or when the change was parked.';
+comment on column duplex.status.lacks is
+    'What this database had applied before its server was promoted and has not caught up with; null if nothing.';
 comment on column duplex.status.standing_still is 'Peers whose streams wait for a person: see duplex.peers.';

@@ -34,6 +34,8 @@ grant execute on function
     duplex.stream_orders(text, bigint),
     duplex.meet_kafka(text, text),
     duplex.drain_missing(bigint[], bigint[]),
+    duplex.drain_promised(text[], bigint[]),
+    duplex.lacks(),
     duplex.next_offset(text),
     duplex.register_rows(oid),
     duplex.horizon(oid),

@@ -12,6 +12,7 @@ static QUEUE_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static QUEUE_FULL: GucSetting<QueueFull> = GucSetting::<QueueFull>::new(QueueFull::Warn);
 static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static MAX_CLOCK_SKEW: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static WRITE_BEFORE_CAUGHT_UP: GucSetting<bool> = GucSetting::<bool>::new(false);
 static HEARTBEAT_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 
 /// What happens to a transaction that finds the queue beyond its limit.
@@ -93,6 +94,14 @@ pub(crate) fn init() {
         GucContext::Suset,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_bool_guc(
+        c"duplex.write_before_caught_up",
+        c"Tables with counters or merged columns take writes while a promoted server lacks what it had applied.",
+        c"What is written then may not become the same on all nodes.",
+        &WRITE_BEFORE_CAUGHT_UP,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     GucRegistry::define_int_guc(
         c"duplex.conflict_retention",
         c"How long records of conflicts are kept in duplex.conflict_history.",
@@ -143,6 +152,11 @@ pub(crate) fn queue_limit() -> Option<(u64, QueueFull)> {
 /// The furthest that a peer's clock may run ahead, in microseconds.
 pub(crate) fn max_clock_skew() -> i64 {
     i64::from(MAX_CLOCK_SKEW.get()) * 1000
+}
+
+/// Whether what a promoted server lacks keeps nobody from writing.
+pub(crate) fn writes_before_caught_up() -> bool {
+    WRITE_BEFORE_CAUGHT_UP.get()
 }
 
 /// How often this node publishes its watermarks.

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
 //! | `policy` | the same for tables with a policy: what is added to counters, and what is kept of it |
+//! | `emptied` | what a TRUNCATE leaves of their rows |
+//! | `promotion` | which tables take no writes while a promoted server catches up |
 //! | `truncated` | which partitioned tables a TRUNCATE names |
 //! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
 //! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
@@ -12,9 +14,11 @@
 //! | `buffer`, `marks`, `spill` | the bytes so far: cut back by rollbacks, compressed, beyond a size in a file |
 
 mod buffer;
+mod emptied;
 mod encode;
 mod marks;
 pub(crate) mod policy;
+mod promotion;
 mod relation;
 mod replaced;
 mod settings;

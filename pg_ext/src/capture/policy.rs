@@ -15,14 +15,12 @@ use super::encode::{self, Scratch, Values};
 use super::relation::{self, Merged, Table};
 use super::trigger::{given_up, is_superseded, misused};
 use super::{replaced, transaction};
-use crate::conflict::counter::{Added, Amount, is_nothing};
-use crate::conflict::kept::{self, oldest};
+use crate::conflict::counter::{Added, Amount};
+use crate::conflict::kept;
 use crate::conflict::local::{Held, Kept, Local, Row};
 use crate::conflict::register::{begin_scan, scan_keys};
 use crate::conflict::registers::identity_index;
-use crate::conflict::row_memory::RowMemory;
 use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
-use crate::conflict::version::stored;
 use crate::errors::{Failure, Result};
 
 /// What a contribution takes in the buffer beside its digits.
@@ -41,9 +39,9 @@ fn next_order() -> u64 {
 }
 
 /// The version of a row that is replaced, and what its columns were stamped with if they are merged.
-struct Before {
-    replaced: Replaced,
-    columns: Option<Columns>,
+pub(super) struct Before {
+    pub(super) replaced: Replaced,
+    pub(super) columns: Option<Columns>,
 }
 
 /// A table with a policy whose change is captured.
@@ -175,7 +173,7 @@ impl Capture<'_> {
     }
 
     /// What is known of the row that is replaced.
-    unsafe fn before(&self, tuple: pg_sys::HeapTuple, old: &Values) -> Result<Before> {
+    pub(super) unsafe fn before(&self, tuple: pg_sys::HeapTuple, old: &Values) -> Result<Before> {
         // SAFETY: as the callers promise: a tuple from a table holds the heap's fields.
         unsafe {
             let xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
@@ -230,7 +228,7 @@ impl Capture<'_> {
     }
 
     /// A row as a tombstone keeps it, where columns are merged.
-    unsafe fn image(&self, tuple: pg_sys::HeapTuple, before: &Before) -> Result<Option<Vec<u8>>> {
+    pub(super) unsafe fn image(&self, tuple: pg_sys::HeapTuple, before: &Before) -> Result<Option<Vec<u8>>> {
         let Some(columns) = &before.columns else { return Ok(None) };
         let mut image = encode_columns(columns);
         // SAFETY: as the callers promise.
@@ -238,7 +236,7 @@ impl Capture<'_> {
         Ok(Some(image))
     }
 
-    fn amounts<'v>(&'v self, values: &'v Values) -> impl Iterator<Item = Amount> + 'v {
+    pub(super) fn amounts<'v>(&'v self, values: &'v Values) -> impl Iterator<Item = Amount> + 'v {
         // SAFETY: the values are of a tuple of this table.
         self.kept.counters.iter().map(|(counter, attribute)| unsafe {
             let (value, is_null) = values.get(*attribute);
@@ -373,64 +371,10 @@ impl Capture<'_> {
             is_there
         }
     }
-
-    /// Remembers every row that a TRUNCATE is about to take, at its own version, with what its counters hold: the
-    /// TRUNCATE takes nothing away from them.
-    unsafe fn keep_all(&self) -> Result<()> {
-        let relation = std::ptr::from_ref(self.relation).cast_mut();
-        let mut values = Values::default();
-        // SAFETY: the table is locked by the TRUNCATE. The scan is ended and the snapshot given back, here or by the
-        // abort that an error leads to.
-        unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
-            let none = std::ptr::null_mut();
-            let scan = pg_sys::heap_beginscan(relation, snapshot, 0, std::ptr::null_mut(), none, flags);
-            let memory = RowMemory::new();
-            loop {
-                pgrx::check_for_interrupts!();
-                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
-                if tuple.is_null() {
-                    break;
-                }
-                memory.within(|| self.keep(tuple, &mut values))?;
-            }
-            memory.delete();
-            pg_sys::heap_endscan(scan);
-            pg_sys::UnregisterSnapshot(snapshot);
-        }
-        Ok(())
-    }
-
-    /// Remembers one of them.
-    unsafe fn keep(&self, tuple: pg_sys::HeapTuple, values: &mut Values) -> Result<()> {
-        let relation = std::ptr::from_ref(self.relation).cast_mut();
-        // SAFETY: as the callers promise: the tuple is of the relation.
-        unsafe {
-            values.deform(tuple, self.relation.rd_att, self.table.attributes);
-            let before = self.before(tuple, values)?;
-            let replaced = before.replaced;
-            let residual: Vec<Amount> = self.amounts(values).collect();
-            let image = self.image(tuple, &before)?;
-            let key = self.registers.key(values.row(tuple));
-            if let (Some(merged), Some(columns)) = (&self.table.merged, &before.columns) {
-                self.registers.truncated_with(relation, values.row(tuple), |number| held(merged, columns, number));
-            }
-            if image.is_none() && is_nothing(&residual) {
-                self.kept.registers.forget_residual(&key);
-                return Ok(());
-            }
-            let origin = transaction::origin_name(replaced);
-            let held = Held { replaced, origin: origin.as_deref() }.stored();
-            let version: kept::Written = held.unwrap_or_else(|| stored(Some(&oldest())));
-            self.kept.registers.remember(&key, version, &residual, image.as_deref());
-        }
-        Ok(())
-    }
 }
 
 /// Since when a row has held its value in a further unique index, as its claim is written down.
-fn held(merged: &Merged, columns: &Columns, number: usize) -> Option<(kept::Written, u64)> {
+pub(super) fn held(merged: &Merged, columns: &Columns, number: usize) -> Option<(kept::Written, u64)> {
     let of_index = merged.indexes[number].iter().filter_map(|&place| columns.get(usize::from(place))?.1.as_ref());
     // A stamp of this transaction is later than any other.
     let latest = of_index.max_by_key(|stamp| (stamp.version.is_none(), stamp.version.clone(), stamp.order))?;
@@ -472,49 +416,6 @@ pub(crate) unsafe fn row_frames(relation: &pg_sys::RelationData, tuple: pg_sys::
         encode::write(&pieces, RowWriter::put(&mut out, table.oid, kind, replaced, &[], &[], pieces.len()));
     }
     Ok(out)
-}
-
-/// A TRUNCATE is about to empty a table, with its partitions.
-///
-/// # Safety
-/// The relation is open, and locked with all its partitions.
-pub(super) unsafe fn before_truncate(relation: &pg_sys::RelationData) -> Result<()> {
-    // SAFETY: as the caller promises; each member is open while it is looked at.
-    unsafe {
-        for oid in members(relation.rd_id) {
-            let member = pg_sys::table_open(oid, pg_sys::NoLock.cast_signed());
-            if (*(*member).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION {
-                let table = relation::lookup(&*member)?;
-                if let Some((registers, kept)) = table.kept() {
-                    Capture { table: &table, relation: &*member, registers, kept }.keep_all()?;
-                }
-            }
-            pg_sys::table_close(member, pg_sys::NoLock.cast_signed());
-        }
-    }
-    Ok(())
-}
-
-unsafe extern "C-unwind" {
-    // Not among the bindings.
-    fn find_all_inheritors(
-        parent: pg_sys::Oid,
-        lockmode: pg_sys::LOCKMODE,
-        numparents: *mut *mut pg_sys::List,
-    ) -> *mut pg_sys::List;
-}
-
-/// A table and its partitions, or the table alone: those who inherit otherwise are tables of their own.
-unsafe fn members(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: as the caller promises. The guard turns an ERROR into a panic, and nothing in it has a destructor.
-    unsafe {
-        if pg_sys::get_rel_relkind(oid) as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
-            return vec![oid];
-        }
-        let lock = pg_sys::AccessShareLock.cast_signed();
-        let list = guarded(|| find_all_inheritors(oid, lock, std::ptr::null_mut()));
-        relation::oids(list).collect()
-    }
 }
 
 fn contributions(texts: &[(u16, String)]) -> Vec<Contribution<'_>> {

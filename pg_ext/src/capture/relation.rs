@@ -13,6 +13,7 @@ use duplex_protocol::encode::{RowWriter, append_entry};
 use duplex_protocol::entry::{Column, Entry, PutKind, Relation as Descriptor, Resolution};
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
+use super::promotion;
 use super::settings::Settings;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
 use crate::conflict::local::{Kept, Local};
@@ -62,6 +63,9 @@ pub(super) struct Table {
     pub(super) described_in: Cell<u64>,
     /// The table under whose name it is described: its root if it is a partition.
     root: u32,
+    name: String,
+    /// Whether the database lacked something when this was loaded, in a table that is not to be written to then.
+    lacks: bool,
     type_hashes: Vec<u32>,
     stale: Cell<bool>,
 }
@@ -208,10 +212,11 @@ impl Table {
                 .map(|uses| uses.iter().filter_map(&place).map(|place| place as u16).collect())
                 .collect(),
         });
+        let lacks = registers.as_ref().is_some_and(|registers| registers.kept.is_some()) && promotion::lacks();
         let entry = Entry::Relation(Descriptor {
             id: relation.rd_id.to_u32(),
             schema,
-            name,
+            name: name.clone(),
             columns,
             key: key.clone(),
             resolution: policy.map_or(Resolution::LastUpdateWins, |policy| policy.resolution.clone()),
@@ -231,6 +236,8 @@ impl Table {
             merged,
             described_in: Cell::new(0),
             root: root.to_u32(),
+            name,
+            lacks,
             type_hashes,
             stale: Cell::new(false),
         })
@@ -243,6 +250,24 @@ impl Table {
     pub(super) fn kept(&self) -> Option<(&Local, &Kept)> {
         let registers = self.registers.as_ref()?;
         Some((registers, registers.kept.as_ref()?))
+    }
+
+    /// Whether it may be written to here and now.
+    ///
+    /// # Errors
+    /// As [`promotion::refuse`].
+    #[inline]
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.lacks { self.check_promotion() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn check_promotion(&self) -> Result<()> {
+        if promotion::lacks() {
+            return promotion::refuse(&self.name);
+        }
+        self.stale.set(true);
+        Ok(())
     }
 }
 

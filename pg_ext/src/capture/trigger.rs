@@ -12,7 +12,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::encode::{self, Scratch};
 use super::relation::{self, Table};
-use super::{policy, replaced, transaction, truncated};
+use super::{emptied, policy, replaced, transaction, truncated};
 use crate::conflict::local::{self, Held, Row};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
@@ -99,6 +99,7 @@ unsafe fn row(call: pg_sys::FunctionCallInfo) -> Result<()> {
         (data, &*data.tg_relation)
     };
     let table = relation::lookup(relation)?;
+    table.check_writable()?;
     if let Some((registers, kept)) = table.kept() {
         // SAFETY: as below.
         return unsafe { policy::Capture { table: &table, relation, registers, kept }.row(data) };
@@ -286,13 +287,14 @@ unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
                 return Ok(());
             }
             // SAFETY: the TRUNCATE has locked the table and its partitions.
-            unsafe { policy::before_truncate(relation) }
+            unsafe { emptied::before_truncate(relation) }
         }
         // Its rows are among those of the whole table, which is captured.
         (pg_sys::TRIGGER_EVENT_AFTER, true) => truncated::check_partition(relation::root_of(relation)),
         (pg_sys::TRIGGER_EVENT_AFTER, false) => {
             truncated::over();
             let table = relation::lookup(relation)?;
+            table.check_writable()?;
             let restart_identity = restarted_identity(relation.rd_id);
             let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity });
             transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))?;

@@ -22,7 +22,7 @@ impl Policy {
     /// What is chosen for a table here; the default for one that is not enabled.
     pub(crate) fn load(relid: pg_sys::Oid) -> Self {
         let mut this = Self { resolution: Resolution::LastUpdateWins, counters: Vec::new() };
-        each_row(c"table_registry", relid, |row| {
+        each_row(c"table_registry", Some(relid), |row| {
             this.resolution = match row.text(1).as_str() {
                 "column_merge" => Resolution::ColumnMerge,
                 _ => Resolution::LastUpdateWins,

@@ -41,7 +41,7 @@ impl Registers {
         let policy = Policy::load(oid);
         let mut this =
             Self { tombstones: pg_sys::InvalidOid, key, claims: Vec::new(), truncated: None, policy, rows: None };
-        each_row(c"registers", oid, |row| {
+        each_row(c"registers", Some(oid), |row| {
             let (of_index, register) = (row.oid(1), row.oid(2));
             if of_index == pg_sys::InvalidOid {
                 this.tombstones = register;
@@ -51,7 +51,7 @@ impl Registers {
                 this.claims.push((of_index, register));
             }
         });
-        each_row(c"truncates", oid, |row| this.truncated = Some(row.stamp(1)));
+        each_row(c"truncates", Some(oid), |row| this.truncated = Some(row.stamp(1)));
         if this.tombstones == pg_sys::InvalidOid {
             return Ok(None);
         }
@@ -138,6 +138,11 @@ impl Row<'_> {
         pg_sys::Oid::from(self.values[column].value() as u32)
     }
 
+    /// A number.
+    pub(crate) fn integer(&self, column: usize) -> i32 {
+        self.values[column].value() as i32
+    }
+
     /// A text.
     pub(crate) fn text(&self, column: usize) -> String {
         // SAFETY: the column is one of texts.
@@ -175,17 +180,20 @@ impl Row<'_> {
     }
 }
 
-/// Shows the rows of a table of schema `duplex` whose first column is this oid.
-pub(crate) fn each_row(table: &CStr, of: pg_sys::Oid, mut each: impl FnMut(&Row<'_>)) {
-    // SAFETY: a sequential scan under a fresh catalogue snapshot of a table with an oid in front; what is opened is
+/// Shows the rows of a table of schema `duplex`: all, or those whose first column is this oid.
+pub(crate) fn each_row(table: &CStr, of: Option<pg_sys::Oid>, mut each: impl FnMut(&Row<'_>)) {
+    // SAFETY: a sequential scan under a fresh catalogue snapshot of a table, with an oid in front if asked for; what is opened is
     // closed, and an ERROR on the way releases all of it with the transaction.
     unsafe {
         let Some(oid) = own_table(table) else { return };
         let relation = pg_sys::table_open(oid, pg_sys::AccessShareLock.cast_signed());
         let mut key = pg_sys::ScanKeyData::default();
         let equal = pg_sys::BTEqualStrategyNumber as u16;
-        pg_sys::ScanKeyInit(&mut key, 1, equal, pg_sys::Oid::from(pg_sys::F_OIDEQ), of.into());
-        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, std::ptr::null_mut(), 1, &mut key);
+        if let Some(of) = of {
+            pg_sys::ScanKeyInit(&mut key, 1, equal, pg_sys::Oid::from(pg_sys::F_OIDEQ), of.into());
+        }
+        let (keys, none) = (of.is_some().into(), std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, none, keys, &mut key);
         let width = (*(*relation).rd_att).natts as usize;
         let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); width], vec![true; width]);
         loop {

@@ -18,7 +18,7 @@ const TABLE: &CStr = c"truncates";
 pub(crate) unsafe fn remember(relid: pg_sys::Oid, version: Option<&Version>) {
     let Some(oid) = own_table(TABLE) else { return };
     let mut old = None;
-    each_row(TABLE, relid, |row| old = Some(row.place()));
+    each_row(TABLE, Some(relid), |row| old = Some(row.place()));
     // SAFETY: as the caller promises; the values are of the table's three columns.
     unsafe {
         let heap = pg_sys::table_open(oid, pg_sys::RowExclusiveLock.cast_signed());

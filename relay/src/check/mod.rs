@@ -17,7 +17,7 @@ use crate::kafka::{Kafka, retention_advice, topic_of};
 const RECORD_BYTES: i64 = 600_000;
 
 /// The functions that the relay calls.
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 19] = [
     "duplex.relay_info()",
     "duplex.drain_open(bigint)",
     "duplex.drain(integer, integer)",
@@ -34,6 +34,7 @@ const FUNCTIONS: [&str; 18] = [
     "duplex.stream_orders(text, bigint)",
     "duplex.meet_kafka(text, text)",
     "duplex.drain_missing(bigint[], bigint[])",
+    "duplex.drain_promised(text[], bigint[])",
     "duplex.report_peer(text, text, text)",
     "duplex.report_error(text, bigint, text, text, text, text)",
 ];
@@ -150,6 +151,12 @@ async fn database(session: &Session, settings: &Settings, findings: &mut Vec<Fin
         Some(1) => findings.push(Finding::Fine("1 table takes part".to_owned())),
         Some(count) => findings.push(Finding::Fine(format!("{count} tables take part"))),
         None => {}
+    }
+    if let Some(lacks) = value::<Option<String>>(session, "select duplex.lacks()").await.flatten() {
+        findings.push(Finding::note(
+            format!("the database lacks {lacks}; tables with counters or merged columns take no writes"),
+            "it catches up by itself once the relay runs",
+        ));
     }
     peer_states(session, findings).await;
     Some(info)

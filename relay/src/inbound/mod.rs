@@ -26,8 +26,9 @@ const LOOKS_A_MAINTENANCE: u32 = 10;
 pub async fn run(node: &Arc<Node>, mut stop: Stop) {
     let mut streams: BTreeMap<String, (Stopper, JoinHandle<()>)> = BTreeMap::new();
     let mut lost = false;
-    // Looks to come before the database is to look after its records again.
-    let mut looks = LOOKS_A_MAINTENANCE;
+    // Looks to come before the database is to look after its records again: at once, since one that was just promoted
+    // has to catch up and to know when it has.
+    let mut looks = 1;
     while !stop.requested() {
         match stop.unless(node.control.info()).await {
             None => break,

@@ -6,6 +6,7 @@
 
 pub mod in_flight;
 pub mod producer;
+pub mod promised;
 pub mod replay;
 pub mod source;
 pub mod tail;
@@ -107,6 +108,13 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
         if tail.newest_generation < opening.generation {
             if !tail.published.is_empty() {
                 tracing::info!(transactions = tail.published.len(), "found published and not confirmed");
+            }
+            if let Some(lacks) = source.promised(tail.promised).await? {
+                tracing::warn!(
+                    lacks,
+                    "this database has less of its peers than it once had, as one that was promoted before it had all: tables \
+                     with counters or merged columns take no writes until that is caught up with"
+                );
             }
             let (published, generation) = (tail.published, opening.generation);
             return Ok(Seat { source, producer, hello_offset, published, generation });

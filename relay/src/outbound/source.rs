@@ -5,6 +5,7 @@ use futures_util::future;
 use tokio_postgres::Statement;
 
 use super::in_flight::Confirmation;
+use super::promised::Promised;
 use super::tail::Identity;
 use crate::config::Settings;
 use crate::database::Session;
@@ -75,6 +76,18 @@ impl Source {
         let rows = self.session.query("select duplex.drain_missing($1, $2)", &[&xids, &commit_ts]).await;
         let rows = rows.map_err(Error::database("asking what of the own topic the database has"))?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Tells the database how far it had applied its peers by its own stream. Returns what it lacks of that.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn promised(&self, promised: Promised) -> Result<Option<String>, Error> {
+        let (peers, next_offsets) = promised.into_arguments();
+        let row = self.session.query_one("select duplex.drain_promised($1, $2)", &[&peers, &next_offsets]).await;
+        let row =
+            row.map_err(Error::database("comparing what the database has with what the own topic says it had"))?;
+        Ok(row.get(0))
     }
 
     /// Confirms, drains, or both in one go: the two travel together, and the server does them in this order.

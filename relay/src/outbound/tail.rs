@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use duplex_protocol::record::{Hello, Kind, Position, Record};
 use duplex_protocol::version::Timestamp;
 
+use super::promised::Promised;
 use super::replay::Replay;
 use crate::errors::Error;
 use crate::inbound::consumer::TopicReader;
@@ -34,6 +35,8 @@ pub struct Tail {
     pub newest_generation: u64,
     /// Transactions that the database had lost.
     pub replayed: usize,
+    /// How far the node had applied its peers, by what it has said itself.
+    pub promised: Promised,
 }
 
 /// What a record of the tail is.
@@ -97,6 +100,11 @@ impl Judge {
         }
     }
 
+    /// Whether what was judged last is of another database that had this name.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
     /// Judges the next record.
     pub fn take(&mut self, offset: i64, record: &Record<'_>) -> Judgement {
         let header = &record.header;
@@ -156,6 +164,7 @@ pub async fn read_back(
     }
     let start = known.map_or(extent.low, |offset| offset.max(extent.low));
     let mut judge = Judge::new(node_id, known);
+    let mut promised = Promised::default();
     if start < hello_offset {
         reader.start(start)?;
         loop {
@@ -167,6 +176,9 @@ pub async fn read_back(
                 Ok(record) => {
                     let identity = (record.header.position, record.header.commit_ts);
                     let judgement = judge.take(fetched.offset, &record);
+                    if !judge.is_foreign() {
+                        promised.take(&record.header);
+                    }
                     replay.take(fetched, identity, judgement).await?;
                 }
                 Err(err) => tracing::warn!(topic, offset = fetched.offset, error = %err, "a record is not ours"),
@@ -174,7 +186,7 @@ pub async fn read_back(
         }
     }
     let (published, replayed) = replay.finish().await?;
-    Ok(Tail { published, newest_generation: judge.newest_generation, replayed })
+    Ok(Tail { published, newest_generation: judge.newest_generation, replayed, promised })
 }
 
 #[cfg(test)]
