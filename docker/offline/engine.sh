@@ -40,6 +40,14 @@ engine_start() {
   engine_pid=$(cat "$engine/pid")
 }
 
+# Removes a folder that root has written to, and what is mounted in it.
+remove_folder() {
+  local mount
+  while read -r mount; do as_root umount "$mount" || true; done \
+    < <(awk -v folder="$1/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r)
+  as_root rm -rf "$1"
+}
+
 # Ends our own engine and removes all that it kept.
 engine_stop() {
   [ -n "$engine" ] || return 0
@@ -51,10 +59,7 @@ engine_stop() {
     while [ -d "/proc/$engine_pid" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   fi
   # Docker keeps a mount of its own there, for the network namespace of containers on the host's network.
-  local mount
-  while read -r mount; do as_root umount "$mount" || true; done \
-    < <(awk -v folder="$engine/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r)
-  as_root rm -rf "$engine"
+  remove_folder "$engine"
   engine=''
 }
 
