@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # A Docker engine to work with, and a compose command. Source it after scripts/lib.sh.
 
+# Debian has dockerd and debootstrap where an ordinary user's path does not lead.
+PATH=$PATH:/usr/sbin:/sbin
+
 engine=''
 engine_pid=''
 compose_command=()
