@@ -29,6 +29,7 @@ finish() {
     say 'taking it down'
     compose down --volumes --remove-orphans >&2 || status=1
   fi
+  offline_clean
   engine_stop
   exit "$status"
 }

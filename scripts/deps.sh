@@ -79,5 +79,9 @@ if [ ${#packages[@]} -gt 0 ]; then
     as_root apt-get update -q >&2
     install_packages
   fi
+  newest=$(newest_server)
+  # No package of Debian brings what belongs to a server that came from elsewhere.
+  has_server || die "there is no server beside $(server_config): say which one with PG_CONFIG=/path/to/pg_config"
+  has_server_headers || die "the headers of $(server_config) are missing: its installation must bring postgres.h, too"
 fi
 command -v cargo >/dev/null || die "cargo is missing: install Rust from https://rustup.rs (rust-toolchain.toml picks the version)"

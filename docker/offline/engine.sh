@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # A Docker engine to work with, and a compose command. Source it after scripts/lib.sh.
 
+# Debian has dockerd and debootstrap where an ordinary user's path does not lead.
+PATH=$PATH:/usr/sbin:/sbin
+
 engine=''
 engine_pid=''
 compose_command=()
@@ -40,6 +43,14 @@ engine_start() {
   engine_pid=$(cat "$engine/pid")
 }
 
+# Removes a folder that root has written to, and what is mounted in it.
+remove_folder() {
+  local mount
+  while read -r mount; do as_root umount "$mount" || true; done \
+    < <(awk -v folder="$1/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r)
+  as_root rm -rf "$1"
+}
+
 # Ends our own engine and removes all that it kept.
 engine_stop() {
   [ -n "$engine" ] || return 0
@@ -51,10 +62,7 @@ engine_stop() {
     while [ -d "/proc/$engine_pid" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   fi
   # Docker keeps a mount of its own there, for the network namespace of containers on the host's network.
-  local mount
-  while read -r mount; do as_root umount "$mount" || true; done \
-    < <(awk -v folder="$engine/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r)
-  as_root rm -rf "$engine"
+  remove_folder "$engine"
   engine=''
 }
 

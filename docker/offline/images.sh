@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Base images where no registry can be reached. Source it after engine.sh.
 
+# Where they are put together.
+images_work=''
+
 # Whether to do without a registry: as DUPLEX_OFFLINE says, else as a trial pull of the smallest base image shows.
 offline() {
   case ${DUPLEX_OFFLINE:-} in
@@ -15,16 +18,15 @@ has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 # The bases, unless an earlier run left them on this engine, and the binaries for docker/prebuilt.
 offline_images() {
   offline_binaries
-  local work
-  work=$(mktemp -d "${TMPDIR:-/tmp}/duplex-images-XXXXXX")
+  images_work=$(mktemp -d "${TMPDIR:-/tmp}/duplex-images-XXXXXX")
   if ! has_image pg_duplex/offline-debian; then
     say 'making a Debian base image with debootstrap'
     need_command debootstrap debootstrap
-    as_root debootstrap --variant=minbase bookworm "$work/root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" \
-      >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; die 'debootstrap failed'; }
-    as_root tar -C "$work/root" --exclude='./var/cache/apt/archives/*.deb' -c . \
+    as_root debootstrap --variant=minbase bookworm "$images_work/root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" \
+      >"$images_work/log" 2>&1 || { tail -n 20 "$images_work/log" >&2; die 'debootstrap failed'; }
+    as_root tar -C "$images_work/root" --exclude='./var/cache/apt/archives/*.deb' -c . \
       | docker import --change 'CMD ["bash"]' - pg_duplex/offline-debian >/dev/null
-    as_root rm -rf "$work/root"
+    as_root rm -rf "$images_work/root"
   fi
   if ! has_image pg_duplex/offline-postgres; then
     say 'making a PostgreSQL base image'
@@ -32,11 +34,18 @@ offline_images() {
   fi
   if ! has_image pg_duplex/offline-kafka; then
     say 'making a Kafka base image'
-    cp docker/offline/kafka-entrypoint.sh "$work/"
-    cp -rL "$(scripts/kafka.sh)" "$work/jars"
-    docker build --network host -t pg_duplex/offline-kafka -f docker/offline/kafka.Dockerfile "$work" >&2
+    cp docker/offline/kafka-entrypoint.sh "$images_work/"
+    cp -rL "$(scripts/kafka.sh)" "$images_work/jars"
+    docker build --network host -t pg_duplex/offline-kafka -f docker/offline/kafka.Dockerfile "$images_work" >&2
   fi
-  rm -rf "$work"
+  offline_clean
+}
+
+# Removes what is only needed meanwhile; called at the end, too, whatever it was that ended the run.
+offline_clean() {
+  [ -n "$images_work" ] || return 0
+  remove_folder "$images_work"
+  images_work=''
 }
 
 # What `make build` made for the PostgreSQL that the base image has.

@@ -144,6 +144,10 @@ impl Cluster {
             ("log_error_verbosity", "verbose".into()),
             ("timezone", "UTC".into()),
         ];
+        // From PostgreSQL 18 on, origins are counted apart from slots.
+        if self.major()? >= 18 {
+            settings.push(("max_active_replication_origins", "400".into()));
+        }
         if !plan.durable {
             settings.push(("fsync", "off".into()));
             settings.push(("full_page_writes", "off".into()));
@@ -152,6 +156,16 @@ impl Cluster {
         let lines: Vec<String> = settings.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
         std::fs::write(self.data.join("postgresql.auto.conf"), lines.concat())?;
         Ok(())
+    }
+
+    /// PostgreSQL's major version.
+    ///
+    /// # Errors
+    /// If the cluster's files do not say it.
+    pub fn major(&self) -> Result<u16> {
+        let path = self.data.join("PG_VERSION");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+        text.trim().parse().with_context(|| format!("{}: {text:?}", path.display()))
     }
 
     async fn make_template(&self) -> Result<()> {

@@ -13,6 +13,9 @@ use crate::folder::Folder;
 use crate::process::{Process, Recipe, run, tail};
 use crate::{PATIENCE, Proxy, ports, until};
 
+/// How long a broker that is there already may take to answer; more likely the address is wrong.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(15);
+
 /// A broker.
 #[derive(Debug)]
 pub struct Kafka {
@@ -44,12 +47,13 @@ impl Kafka {
     /// The broker of `$KAFKA_BOOTSTRAP_SERVERS` if that is set, else a new one.
     ///
     /// # Errors
-    /// If it does not start.
+    /// If it does not start, or the one that is there does not answer.
     pub async fn create(folder: Arc<Folder>) -> Result<Self> {
-        match Self::external() {
-            Some(bootstrap) => Ok(Self { bootstrap, own: None }),
-            None => Self::create_own(folder).await,
-        }
+        let Some(bootstrap) = Self::external() else { return Self::create_own(folder).await };
+        let kafka = Self { bootstrap, own: None };
+        let asked = kafka.answers(PATIENCE_WITH_OTHERS).await;
+        asked.with_context(|| format!("no Kafka answers at {} (KAFKA_BOOTSTRAP_SERVERS)", kafka.bootstrap))?;
+        Ok(kafka)
     }
 
     /// Address of the broker that is to be used instead of a new one: `$KAFKA_BOOTSTRAP_SERVERS`.
@@ -162,7 +166,11 @@ impl Kafka {
     /// # Errors
     /// If it ends instead.
     pub async fn ready(&self) -> Result<()> {
-        until("Kafka to answer", PATIENCE, async || {
+        self.answers(PATIENCE).await
+    }
+
+    async fn answers(&self, patience: Duration) -> Result<()> {
+        until("Kafka to answer", patience, async || {
             if let Some(own) = &self.own {
                 own.server().check()?;
             }

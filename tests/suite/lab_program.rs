@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use duplex_lab::process::tail;
 use duplex_lab::wait::when;
-use duplex_lab::{PATIENCE, Session, until};
+use duplex_lab::{Lab, PATIENCE, Session, ports, topic, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -26,6 +26,14 @@ pub(crate) fn temporary() -> Result<TempDir> {
     Ok(folder)
 }
 
+/// `duplex-lab up` in a folder, with the broker at this address, if it is not empty.
+fn program(temporary: &TempDir, kafka: &str) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_duplex-lab"));
+    program.arg("up").env("TMPDIR", temporary.path()).env("KAFKA_BOOTSTRAP_SERVERS", kafka);
+    program.stdin(Stdio::null()).kill_on_drop(true);
+    program
+}
+
 /// A lab that is up in a process of its own.
 struct Up {
     process: Child,
@@ -35,16 +43,13 @@ struct Up {
 
 impl Up {
     async fn start(arguments: &[&str]) -> Result<Self> {
+        Self::start_with("", arguments).await
+    }
+
+    /// With the broker at this address, if it is not empty.
+    async fn start_with(kafka: &str, arguments: &[&str]) -> Result<Self> {
         let temporary = temporary()?;
-        let mut process = Command::new(env!("CARGO_BIN_EXE_duplex-lab"))
-            .arg("up")
-            .args(arguments)
-            .env("TMPDIR", temporary.path())
-            .env_remove("KAFKA_BOOTSTRAP_SERVERS")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut process = program(&temporary, kafka).args(arguments).stdout(Stdio::piped()).spawn()?;
         let stdout = process.stdout.take().context("piped")?;
         let line = tokio::time::timeout(LONGEST, BufReader::new(stdout).lines().next_line()).await??;
         let described = serde_json::from_str(&line.context("the lab ended at once")?)?;
@@ -76,11 +81,11 @@ impl Up {
         Ok(answer["state"].as_str().with_context(|| text.clone())?.to_owned())
     }
 
-    /// All processes of the lab that the description names.
+    /// All processes of the lab that the description names; a broker that was there before is none of them.
     fn pids(&self) -> Vec<i64> {
         let nodes = self.described["nodes"].as_array().expect("a list of nodes");
         let parts = nodes.iter().flat_map(|node| [&node["postgres"], &node["relay"]]);
-        parts.chain([&self.described["kafka"]]).map(|part| part["pid"].as_i64().expect("a part that runs")).collect()
+        parts.chain([&self.described["kafka"]]).filter_map(|part| part["pid"].as_i64()).collect()
     }
 
     /// Waits until neither a process nor a file is left.
@@ -146,6 +151,7 @@ async fn every_part_of_a_lab_can_be_stopped_killed_paused_and_brought_back() -> 
     }
 
     let pids = up.pids();
+    assert_eq!(pids.len(), 5);
     assert_eq!(up.state_after(&["quit"]).await?, "ending");
     let status = tokio::time::timeout(LONGEST, up.process.wait()).await??;
     assert!(status.success(), "{status}");
@@ -174,6 +180,52 @@ async fn sigterm_ends_a_lab_in_good_order() -> Result<()> {
     let status = tokio::time::timeout(LONGEST, up.process.wait()).await??;
     assert!(status.success(), "{status}");
     assert_eq!(std::fs::read_dir(up.temporary.path())?.count(), 0, "something is left in the temporary folder");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_is_there_already_is_used_and_left_as_it_was() -> Result<()> {
+    let other = Lab::shared(1).await?;
+    let kafka = other.kafka();
+    let mut up = Up::start_with(kafka.bootstrap(), &["--names", "left,right"]).await?;
+    assert_eq!(up.text("/kafka/bootstrap"), kafka.bootstrap());
+    for i in ["/nodes/0/url", "/nodes/1/url"] {
+        let sql = "create table t (id int primary key); select duplex.enable('t')";
+        Session::connect(up.text(i)).await?.exec(sql).await?;
+    }
+    Session::connect(up.text("/nodes/0/url")).await?.exec("insert into t values (1)").await?;
+    holds(&up, up.text("/nodes/1/url"), 1).await?;
+    // The stream of an earlier lab's node of that name may be there.
+    let name = up.text("/nodes/0/name").to_owned();
+    ensure!(name.starts_with("left-"), "{name}");
+    let published = topic::transactions(&topic::read(kafka, &name).await?)?;
+    assert_eq!(published.len(), 1);
+
+    let output = up.ctl(&["kill", "kafka"]).await?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(!output.status.success() && text.contains("not the lab's own"), "{text}");
+    let pids = up.pids();
+    assert_eq!(pids.len(), 4);
+    assert_eq!(up.state_after(&["quit"]).await?, "ending");
+    let status = tokio::time::timeout(LONGEST, up.process.wait()).await??;
+    assert!(status.success(), "{status}");
+    up.gone(&pids).await?;
+    kafka.ready().await?;
+    until("the lab's topic to be gone", PATIENCE, async || {
+        Ok(when(topic::end(kafka, &name).await? == 0, "it is still there"))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_answer_is_named() -> Result<()> {
+    let temporary = temporary()?;
+    let address = format!("127.0.0.1:{}", ports::free()?);
+    let output = tokio::time::timeout(LONGEST, program(&temporary, &address).output()).await??;
+    let text = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("error: no Kafka answers at {address} (KAFKA_BOOTSTRAP_SERVERS)")), "{text}");
+    assert_eq!(std::fs::read_dir(temporary.path())?.count(), 0, "something is left in the temporary folder");
     Ok(())
 }
 

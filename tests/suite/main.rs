@@ -42,6 +42,7 @@ mod outages;
 mod park;
 mod partitions;
 mod pause;
+mod progress;
 mod promotion;
 mod queue_limit;
 mod relay_check;

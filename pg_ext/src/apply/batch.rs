@@ -9,6 +9,7 @@ use duplex_protocol::version::Version;
 use pgrx::{Array, PgSqlErrorCode, Spi, check_for_interrupts, pg_extern, pg_sys};
 
 use crate::apply::heard;
+use crate::apply::origin;
 use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
 use crate::apply::transaction::{Progress, Source, Writer};
@@ -85,7 +86,7 @@ unsafe fn may_commit(fcinfo: pg_sys::FunctionCallInfo) -> bool {
 fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], offset: u64) -> Result<()> {
     let record = Record::decode(bytes)?;
     check_sender(session, &record.header)?;
-    if offset < session::next_offset() {
+    if offset < origin::next_offset() {
         return Ok(());
     }
     match record.header.kind {
@@ -119,7 +120,7 @@ fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], o
 
 /// Commits what was written together with the offset; a transaction that wrote nothing too, or its offset would be lost.
 fn commit(offset: u64, commit_ts: i64) {
-    session::stamp(offset, commit_ts);
+    origin::stamp(offset, commit_ts);
     // SAFETY: in a connection that may commit, with no snapshot of ours left.
     unsafe {
         pg_sys::GetCurrentTransactionId();
@@ -149,7 +150,7 @@ fn apply_chunk(record: &[u8], offset: i64) {
 fn chunk(session: &mut Session, record: &Record<'_>, offset: u64) -> Result<()> {
     let header = &record.header;
     check_sender(session, header)?;
-    if offset < session::next_offset() {
+    if offset < origin::next_offset() {
         return Ok(());
     }
     let mut chunks = match CHUNKS.take() {
@@ -181,7 +182,7 @@ fn chunk(session: &mut Session, record: &Record<'_>, offset: u64) -> Result<()> 
     writer.finish(header.last)?;
     if header.last {
         session.position = header.position;
-        session::stamp(offset, header.commit_ts);
+        origin::stamp(offset, header.commit_ts);
         // SAFETY: inside a transaction. The offset is recorded with an id only.
         unsafe { pg_sys::GetCurrentTransactionId() };
     } else {

@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `session` | marking a session as replication from one peer, and what it remembers |
+//! | `origin` | how far a peer's stream is applied: moves with a commit, and with nothing else |
 //! | `batch` | whole transactions, each committed for itself; chunks of one inside the caller's transaction |
 //! | `heard` | what a peer says of itself in heartbeats: its watermarks, its clock |
 //! | `waits` | the clock guard and the causal order |
@@ -30,6 +31,7 @@ pub(crate) mod find;
 mod heard;
 mod keep;
 mod merge;
+mod origin;
 pub(crate) mod own;
 mod park;
 mod partition;

@@ -18,6 +18,7 @@ use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::{PgSqlErrorCode, Spi, pg_extern, pg_guard, pg_sys};
 
 use crate::apply::careful::{self, Change, internal};
+use crate::apply::origin;
 use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
 use crate::apply::subtransaction;
@@ -209,7 +210,7 @@ fn apply_parked() -> Option<bool> {
         match unsafe { subtransaction::run(|| retry(session, &due)) } {
             Ok(()) => {
                 leave(&due)?;
-                session::stamp_version(due.commit_ts);
+                origin::stamp_version(due.commit_ts);
                 Ok(Some(true))
             }
             Err(failure) => {

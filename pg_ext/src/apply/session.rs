@@ -9,6 +9,7 @@ use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_guard, pg_sys};
 
 use crate::apply::batch;
 use crate::apply::heard::Heard;
+use crate::apply::origin;
 use crate::apply::own::with_own_tables;
 use crate::apply::park;
 use crate::apply::relation::Targets;
@@ -88,42 +89,6 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
     })
 }
 
-/// The next offset to fetch, as the replication origin of this session says.
-pub(crate) fn next_offset() -> u64 {
-    // SAFETY: called only in a session whose origin is set up.
-    unsafe { pg_sys::replorigin_session_get_progress(false) }
-}
-
-/// Takes note that the transaction now running is the peer's record at `offset`: the origin's progress and the rows'
-/// version become durable with the commit. Reset by [`forget_record`] at its end, however it ends.
-pub(crate) fn stamp(offset: u64, commit_ts: pg_sys::TimestampTz) {
-    // SAFETY: globals of the backend, meant to be set so by whoever replays a transaction.
-    unsafe {
-        pg_sys::replorigin_session_origin_lsn = offset + 1;
-        pg_sys::replorigin_session_origin_timestamp = commit_ts;
-    }
-}
-
-/// Takes note that the transaction now running writes rows of this version, and is no record of the stream: the origin's
-/// progress stays where it is.
-pub(crate) fn stamp_version(commit_ts: pg_sys::TimestampTz) {
-    // SAFETY: as in `stamp`. Progress only ever goes forward, and so not to 0.
-    unsafe {
-        pg_sys::replorigin_session_origin_lsn = 0;
-        pg_sys::replorigin_session_origin_timestamp = commit_ts;
-    }
-}
-
-/// What follows is not the peer's record any more: without this a later transaction of the session (a report, say)
-/// would commit a progress that was rolled back, and a transaction would be lost.
-fn forget_record() {
-    // SAFETY: as in `stamp`.
-    unsafe {
-        pg_sys::replorigin_session_origin_lsn = 0;
-        pg_sys::replorigin_session_origin_timestamp = 0;
-    }
-}
-
 /// `duplex.apply_open(peer)`: marks this session as replication from that peer.
 #[pg_extern(sql = "")]
 fn apply_open(
@@ -138,7 +103,7 @@ fn apply_open(
     ),
 > {
     let known = open(peer).or_raise();
-    TableIterator::once((next_offset().cast_signed(), known.generation, known.hello_offset, known.node_id))
+    TableIterator::once((origin::next_offset().cast_signed(), known.generation, known.hello_offset, known.node_id))
 }
 
 /// What `duplex.peer_registry` knows of a peer.
@@ -231,7 +196,7 @@ fn mark(peer: &str, start_offset: Option<i64>) -> Result<()> {
         pg_sys::replorigin_session_setup(id, 0);
         pg_sys::replorigin_session_origin = id;
     }
-    forget_record();
+    origin::forget();
     for (name, value) in SETTINGS {
         set(name, value);
     }
@@ -297,10 +262,10 @@ fn read_peer(peer: &str) -> Result<Peer> {
 /// `duplex.apply_position()`: the next offset to fetch in this marked session.
 #[pg_extern(sql = "")]
 fn apply_position() -> i64 {
-    with(|_| Ok(next_offset())).or_raise().cast_signed()
+    with(|_| Ok(origin::next_offset())).or_raise().cast_signed()
 }
 
-/// Once a backend: what a transaction's end must undo in this backend's own memory.
+/// Once a backend: what must be done and undone at a transaction's end.
 fn register_callbacks() {
     if CALLBACKS.replace(true) {
         return;
@@ -308,17 +273,27 @@ fn register_callbacks() {
     park::init();
     // SAFETY: the callbacks live as long as the library, which is never unloaded.
     unsafe {
-        pg_sys::RegisterXactCallback(Some(at_transaction_end), std::ptr::null_mut());
+        pg_sys::RegisterXactCallback(Some(at_transaction_event), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(at_subtransaction_end), std::ptr::null_mut());
     }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn at_transaction_end(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
-    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
-    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE) {
-        forget_record();
-        batch::forget_chunks();
+unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        // An ERROR is allowed here: it turns the commit into an abort.
+        XACT_EVENT_PRE_COMMIT => origin::before_commit(),
+        XACT_EVENT_PRE_PREPARE => origin::before_prepare().or_raise(),
+        XACT_EVENT_COMMIT => {
+            origin::committed();
+            batch::forget_chunks();
+        }
+        XACT_EVENT_ABORT | XACT_EVENT_PREPARE => {
+            origin::forget();
+            batch::forget_chunks();
+        }
+        _ => {}
     }
 }
 
@@ -331,7 +306,7 @@ unsafe extern "C-unwind" fn at_subtransaction_end(
 ) {
     // Chunks that were applied inside are gone, so the rest must not be applied, nor counted as applied.
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        forget_record();
+        origin::forget();
         batch::forget_chunks();
     }
 }

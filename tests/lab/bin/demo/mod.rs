@@ -54,10 +54,16 @@ pub(crate) async fn run() -> Result<ExitCode> {
 /// From the start of the servers to the numbers; an error if anything is not as it must be.
 async fn show(screen: &Screen) -> Result<Arc<Lab>> {
     screen.title("pg_duplex: two databases that both take writes stay the same through Kafka");
-    screen.text(
-        "Two PostgreSQL servers, one Apache Kafka and two relays are being started in a temporary folder. Nothing of \
-         what is installed or running on this machine is touched.",
-    );
+    match Kafka::external() {
+        None => screen.text(
+            "Two PostgreSQL servers, one Apache Kafka and two relays are being started in a temporary folder. Nothing of \
+             what is installed or running on this machine is touched.",
+        ),
+        Some(bootstrap) => screen.text(&format!(
+            "Two PostgreSQL servers and two relays are being started in a temporary folder. The Kafka at {bootstrap} \
+             (KAFKA_BOOTSTRAP_SERVERS) is used for two topics, which are removed in the end.",
+        )),
+    }
     let start = Instant::now();
     // Servers that fsync: the delay that is measured below is the one that a production server would have.
     let mut builder = Lab::builder().names(&["chat1", "chat2"]).durable();
