@@ -10,7 +10,7 @@ use super::layouts::LAYOUTS;
 use super::plan::{NODES, Plan, Step};
 use super::{Outcome, SKEWS, verdict};
 use crate::cluster::RELAY_ROLE;
-use crate::faults::dice::Dice;
+use crate::dice::Dice;
 use crate::{Lab, Node, Session};
 
 /// A record of a stream.

@@ -34,6 +34,7 @@
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
 //! | [`topic`] | what a node's stream holds |
 //! | [`drain`] | what a node's queue holds, without a relay |
+//! | [`dice`] | chance that a seed repeats |
 //! | [`faults`] | a seeded schedule of faults under load, and what must hold after it |
 //! | [`converge`] | random transactions and deliveries, after which all nodes are equal |
 //! | [`logs`] | finding what must never be in a server's log |
@@ -49,6 +50,7 @@ pub mod clock;
 pub mod cluster;
 #[path = "../converge/mod.rs"]
 pub mod converge;
+pub mod dice;
 pub mod drain;
 #[path = "../faults/mod.rs"]
 pub mod faults;

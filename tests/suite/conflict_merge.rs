@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use duplex_lab::faults::dice::Dice;
+use duplex_lab::dice::Dice;
 use duplex_lab::{Lab, Session};
 
 use crate::meeting::{Case, play};

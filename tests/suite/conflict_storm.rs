@@ -3,30 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use duplex_lab::dice::Dice;
 use duplex_lab::{Lab, Session};
 
-const KEYS: usize = 40;
+const KEYS: u64 = 40;
 const WRITERS: usize = 2;
 /// Counters that are only ever added to, so that their sums are known.
 const TALLIES: usize = 4;
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as usize % limit
-    }
-}
-
 /// Statements that an application might run.
-fn statements(random: &mut Random) -> String {
-    let (key, other, value) = (random.below(KEYS), random.below(KEYS), random.below(KEYS));
-    match random.below(150) {
+fn statements(dice: &mut Dice) -> String {
+    let (key, other, value) = (dice.below(KEYS), dice.below(KEYS), dice.below(KEYS));
+    match dice.below(150) {
         0..14 => format!("insert into s values ({key}, 'v{value}') on conflict (id) do update set v = excluded.v"),
         14..26 => format!("update s set v = v || '+' where id = {key}"),
         26..34 => format!("delete from s where id = {key}"),
@@ -65,16 +53,16 @@ fn statements(random: &mut Random) -> String {
 }
 
 /// An addition to a tally: which, and how much.
-fn addition(random: &mut Random) -> (usize, i64) {
-    (random.below(TALLIES), random.below(1000) as i64 - 400)
+fn addition(dice: &mut Dice) -> (usize, i64) {
+    (dice.index(TALLIES), dice.below(1000) as i64 - 400)
 }
 
 /// How many transactions were made, and what was added to each tally.
 async fn write(session: Session, seed: u64, until: Instant) -> Result<(usize, [i64; TALLIES])> {
-    let mut random = Random(seed);
+    let mut dice = Dice::new(seed);
     let (mut done, mut sums) = (0, [0; TALLIES]);
     while Instant::now() < until {
-        let (mut sql, added) = (statements(&mut random), addition(&mut random));
+        let (mut sql, added) = (statements(&mut dice), addition(&mut dice));
         let is_addition = sql.is_empty();
         if is_addition {
             sql = format!("update tally set n = n + {} where id = {}", added.1, added.0);
