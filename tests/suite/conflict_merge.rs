@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::meeting::{Case, play};
+use crate::meeting::{Case, QUIET, play};
 
 const CASES: &[Case] = &[
     Case {
@@ -14,6 +14,7 @@ const CASES: &[Case] = &[
         rows: &["a=older | b=newer | id=1 | n=13"],
         after: "update {t} set a = 'after'",
         rows_after: &["a=after | b=newer | id=1 | n=13"],
+        ..QUIET
     },
     Case {
         name: "one_column_in_common",
@@ -24,6 +25,7 @@ const CASES: &[Case] = &[
         rows: &["a=older | b=newer | c=newer | id=1 | n=0"],
         after: "update {t} set b = null",
         rows_after: &["a=older | b=␀ | c=newer | id=1 | n=0"],
+        ..QUIET
     },
     Case {
         name: "several_changes_of_one_node",
@@ -34,6 +36,7 @@ const CASES: &[Case] = &[
         rows: &["a=a2 | b=b1 | id=1 | n=5"],
         after: "delete from {t}",
         rows_after: &[],
+        ..QUIET
     },
     Case {
         name: "both_insert",
@@ -44,6 +47,7 @@ const CASES: &[Case] = &[
         rows: &["a=newest | b=newer | id=1 | n=3"],
         after: "update {t} set b = 'after'",
         rows_after: &["a=newest | b=after | id=1 | n=3"],
+        ..QUIET
     },
     Case {
         name: "update_and_later_delete",
@@ -54,6 +58,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 3, 'again', 'again')",
         rows_after: &["a=again | b=again | id=1 | n=3"],
+        ..QUIET
     },
     Case {
         name: "delete_and_later_update",
@@ -64,6 +69,7 @@ const CASES: &[Case] = &[
         rows: &["a=newer | b=older | id=1 | n=1"],
         after: "update {t} set b = 'after'",
         rows_after: &["a=newer | b=after | id=1 | n=1"],
+        ..QUIET
     },
     Case {
         name: "truncate_and_later_update",
@@ -74,6 +80,7 @@ const CASES: &[Case] = &[
         rows: &["a=newer | b=older | id=1 | n=10"],
         after: "insert into {t} values (2, 1, 'again', 'again')",
         rows_after: &["a=again | b=again | id=2 | n=1", "a=newer | b=older | id=1 | n=10"],
+        ..QUIET
     },
     Case {
         name: "update_and_later_truncate",
@@ -84,6 +91,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 1, 'again', 'again')",
         rows_after: &["a=again | b=again | id=1 | n=1"],
+        ..QUIET
     },
     Case {
         name: "columns_of_one_unique_index_go_together",
@@ -94,6 +102,7 @@ const CASES: &[Case] = &[
         rows: &["a=x | b=newer | c=older | id=1 | n=0"],
         after: "insert into {t} values (2, 0, 'older', 'y', 'free')",
         rows_after: &["a=older | b=y | c=free | id=2 | n=0", "a=x | b=newer | c=older | id=1 | n=0"],
+        ..QUIET
     },
     Case {
         name: "a_unique_value_taken_twice",
@@ -104,6 +113,7 @@ const CASES: &[Case] = &[
         rows: &["a=taken | b=y | id=2 | n=3"],
         after: "insert into {t} values (1, 7, 'free', 'again')",
         rows_after: &["a=free | b=again | id=1 | n=7", "a=taken | b=y | id=2 | n=3"],
+        ..QUIET
     },
     Case {
         name: "a_hidden_row_comes_back_by_its_unique_column",
@@ -114,6 +124,7 @@ const CASES: &[Case] = &[
         rows: &["a=other | b=older | id=1 | n=1", "a=taken | b=y | id=2 | n=2"],
         after: "update {t} set b = 'after'",
         rows_after: &["a=other | b=after | id=1 | n=1", "a=taken | b=after | id=2 | n=2"],
+        ..QUIET
     },
     Case {
         name: "a_value_moves_to_another_key_in_one_transaction",
@@ -124,6 +135,7 @@ const CASES: &[Case] = &[
         rows: &["a=free | b=newer | id=1 | n=1", "a=x | b=y | id=2 | n=2"],
         after: "update {t} set a = 'y' where id = 1",
         rows_after: &["a=x | b=y | id=2 | n=2", "a=y | b=newer | id=1 | n=1"],
+        ..QUIET
     },
     Case {
         name: "a_value_taken_by_a_row_that_was_truncated",
@@ -134,6 +146,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 3, 'again', 'again')",
         rows_after: &["a=again | b=again | id=1 | n=3"],
+        ..QUIET
     },
     Case {
         name: "key_changed_and_column_changed",
@@ -144,10 +157,11 @@ const CASES: &[Case] = &[
         rows: &["a=older | b=y | id=2 | n=10", "a=x | b=newer | id=1 | n=0"],
         after: "update {t} set a = 'after'",
         rows_after: &["a=after | b=newer | id=1 | n=0", "a=after | b=y | id=2 | n=10"],
+        ..QUIET
     },
 ];
 
 #[tokio::test]
 async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
-    play(CASES, "'column_merge', '{n}'").await
+    play(CASES, "id int primary key, n int not null default 0", ", 'column_merge', '{n}'").await
 }
