@@ -10,7 +10,7 @@ export PG_CONFIG ?=
 # One command line for the relay and the tests, so that what both use is compiled once, with one set of features.
 CARGO_BUILD := cargo build --locked --release -p duplex-relay -p duplex-tests
 
-.PHONY: help deps kafka build install test converge converge-model failpoints faults demo bench lint clean-lab
+.PHONY: help deps kafka build install test converge converge-model storm failpoints faults demo bench lint clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,11 @@ faults: install kafka failpoints ## The long fault run: make faults FAULTS=300 S
 converge: install kafka ## Random transactions on three nodes, any order of delivery, then all equal: make converge ROUNDS=300 SEED=…
 	@$(CARGO_BUILD) --bins
 	@"$(CARGO_TARGET_DIR)/release/duplex-converge" --rounds $(or $(ROUNDS),300) $(if $(WILD),--wild $(WILD)) $(if $(SEED),--seed $(SEED))
+
+storm: install kafka ## Many writers on every node at once, then all equal: make storm SECONDS=60 NODES=3 SEED=…
+	@$(CARGO_BUILD) --bins
+	@"$(CARGO_TARGET_DIR)/release/duplex-storm" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NODES),--nodes $(NODES)) \
+	  $(if $(WRITERS),--writers $(WRITERS)) $(if $(PACE),--pace $(PACE)) $(if $(FORGET),--forget) $(if $(SEED),--seed $(SEED))
 
 demo: install kafka ## Two chat databases kept the same through Kafka, before your eyes
 	@$(CARGO_BUILD) --bins

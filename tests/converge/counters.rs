@@ -6,10 +6,9 @@ use anyhow::{Context, Result, ensure};
 use duplex_protocol::json::View;
 use duplex_protocol::record::{Kind, Record};
 
-use super::layouts::Layout;
 use crate::Session;
 
-/// What was added to column `n` of a table, key by key.
+/// What was added to one counter of a table, key by key.
 #[derive(Debug, Default)]
 pub struct Sums(BTreeMap<String, i64>);
 
@@ -18,7 +17,7 @@ impl Sums {
     ///
     /// # Errors
     /// If these are no records, or what they hold are no counters.
-    pub fn add<'r>(&mut self, stream: impl IntoIterator<Item = &'r [u8]>, table: &str) -> Result<()> {
+    pub fn add<'r>(&mut self, stream: impl IntoIterator<Item = &'r [u8]>, table: &str, column: &str) -> Result<()> {
         let (mut view, mut generation) = (View::default(), 0);
         let label = format!("public.{table}");
         for bytes in stream {
@@ -32,8 +31,9 @@ impl Sums {
             }
             let shown = view.record(&record, 0)?;
             for change in shown["changes"].as_array().context("a transaction of one record")? {
-                let Some(added) = change.get("added").filter(|_| change["table"] == label.as_str()) else { continue };
-                let added = added["n"].to_string().parse::<i64>().with_context(|| format!("{change}"))?;
+                let added = change.get("added").and_then(|added| added.get(column));
+                let Some(added) = added.filter(|_| change["table"] == label.as_str()) else { continue };
+                let added = added.to_string().parse::<i64>().with_context(|| format!("{change}"))?;
                 *self.0.entry(change["key"]["id"].to_string()).or_default() += added;
             }
         }
@@ -44,11 +44,8 @@ impl Sums {
     ///
     /// # Errors
     /// If a counter is not the sum.
-    pub async fn check(&self, session: &Session, layout: &Layout, table: &str) -> Result<()> {
-        if !layout.counts {
-            return Ok(());
-        }
-        for row in session.rows(&format!("select id::text, n from {table}")).await? {
+    pub async fn check(&self, session: &Session, table: &str, column: &str) -> Result<()> {
+        for row in session.rows(&format!("select id::text, {column} from {table}")).await? {
             let text = |i: usize| row[i].clone().unwrap_or_default();
             let (key, shown) = (text(0), text(1).parse::<i64>()?);
             let sum = self.0.get(&key).copied().unwrap_or_default();

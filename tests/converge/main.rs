@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::Parser;
 use duplex_lab::converge::{Kind, run};
-use duplex_lab::faults::seed;
+use duplex_lab::dice::seed;
 
 /// Lets three nodes make random transactions and apply each other's in random order, and compares them.
 #[derive(Debug, Parser)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::layouts::LAYOUTS;
 use super::statements::Transaction;
-use crate::faults::dice::Dice;
+use crate::dice::Dice;
 
 /// How many nodes take part.
 pub const NODES: usize = 3;

@@ -5,7 +5,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::layouts::Layout;
 use crate::Session;
-use crate::faults::dice::Dice;
+use crate::dice::Dice;
 
 const KEYS: u64 = 4;
 /// Two of them differ in case alone.

@@ -11,15 +11,24 @@ use crate::Session;
 /// If they differ, or an index does not fit its table.
 pub async fn equal(sessions: &[&Session], layout: &Layout, table: &str) -> Result<()> {
     for (table, key) in layout.tables(table) {
-        let mut all = Vec::new();
-        for (node, session) in sessions.iter().enumerate() {
-            all.push(rows(session, &table, key).await?);
-            // It reads the whole table and finds what a unique index should never have let in.
-            session.exec(&format!("reindex table {table}")).await.with_context(|| format!("on node {node}"))?;
-        }
-        for (node, rows) in all.iter().enumerate() {
-            ensure!(*rows == all[0], "{table}: node 0 has {:#?}\nand node {node} has {rows:#?}", all[0]);
-        }
+        equal_rows(sessions, &table, key).await?;
+    }
+    Ok(())
+}
+
+/// Checks one table, by the columns of its key.
+///
+/// # Errors
+/// As [`equal`].
+pub async fn equal_rows(sessions: &[&Session], table: &str, key: &[&str]) -> Result<()> {
+    let mut all = Vec::new();
+    for (node, session) in sessions.iter().enumerate() {
+        all.push(rows(session, table, key).await?);
+        // It reads the whole table and finds what a unique index should never have let in.
+        session.exec(&format!("reindex table {table}")).await.with_context(|| format!("on node {node}"))?;
+    }
+    for (node, rows) in all.iter().enumerate() {
+        ensure!(*rows == all[0], "{table}: node 0 has {:#?}\nand node {node} has {rows:#?}", all[0]);
     }
     Ok(())
 }

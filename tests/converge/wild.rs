@@ -118,11 +118,14 @@ impl Wild {
         for (table, layout) in tables.iter().zip(&plan.layouts) {
             let layout = &LAYOUTS[*layout];
             verdict::equal(&sessions, layout, table).await?;
+            if !layout.counts {
+                continue;
+            }
             let mut sums = Sums::default();
             for stream in &streams {
-                sums.add(stream.iter().map(|record| record.value.as_slice()), table)?;
+                sums.add(stream.iter().map(|record| record.value.as_slice()), table, "n")?;
             }
-            sums.check(sessions[0], layout, table).await?;
+            sums.check(sessions[0], table, "n").await?;
         }
         for session in sessions {
             verdict::quiet(session).await?;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::dice::Dice;
 use super::ledger::{ACCOUNTS, Entry};
+use crate::dice::Dice;
 use crate::session::literal;
 use crate::{Node, PATIENCE, Session};
 

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::Parser;
-use duplex_lab::faults::{Plan, run, seed};
+use duplex_lab::dice::seed;
+use duplex_lab::faults::{Plan, run};
 
 /// Lets faults strike two nodes under load, then checks that every transaction arrived once, in order and whole.
 #[derive(Debug, Parser)]

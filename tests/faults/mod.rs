@@ -2,7 +2,6 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`dice`] | chance that a seed repeats |
 //! | [`schedule`] | which faults, and after how many transactions; drawn from the seed alone |
 //! | [`ledger`] | tables in which any loss, double or tear shows by arithmetic |
 //! | [`load`] | sessions that write them, and know what they were told is committed |
@@ -11,7 +10,6 @@
 //!
 //! The suite runs a short schedule; `make faults FAULTS=300 SEED=…` a long one.
 
-pub mod dice;
 pub mod ledger;
 pub mod load;
 pub mod schedule;
@@ -26,9 +24,9 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use tokio::task::JoinHandle;
 
-use self::dice::Dice;
 use self::load::{Known, Manner, Place, Pulse, Writer};
 use self::verdict::Stream;
+use crate::dice::Dice;
 use crate::session::literal;
 use crate::{Lab, Node, Relay, Session};
 
@@ -84,20 +82,6 @@ impl fmt::Display for Report {
             write!(out, "\nstream {}: {transactions} transactions in {records} records, {hellos} take-overs", i + 1)?;
         }
         Ok(())
-    }
-}
-
-/// A seed from the clock, or from `DUPLEX_SEED`.
-///
-/// # Errors
-/// If that is no number.
-pub fn seed() -> Result<u64> {
-    match std::env::var("DUPLEX_SEED") {
-        Ok(text) if !text.is_empty() => text.parse().context("DUPLEX_SEED is a number"),
-        _ => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-            Ok(u64::try_from(now.as_millis())? % 1_000_000_000)
-        }
     }
 }
 

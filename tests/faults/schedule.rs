@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// Places at which a relay built with failpoints may die; its `failpoints.rs` says what each is.
 const PLACES: [&str; 7] = [

@@ -34,8 +34,10 @@
 //! | [`wait`] | waiting for a condition with a deadline, never for a time |
 //! | [`topic`] | what a node's stream holds |
 //! | [`drain`] | what a node's queue holds, without a relay |
+//! | [`dice`] | chance that a seed repeats |
 //! | [`faults`] | a seeded schedule of faults under load, and what must hold after it |
 //! | [`converge`] | random transactions and deliveries, after which all nodes are equal |
+//! | [`storm`] | many writers on every node at once, after which all nodes are equal |
 //! | [`logs`] | finding what must never be in a server's log |
 //!
 //! A lab that is dropped looks through its servers' logs and panics on a crash, unless the test said
@@ -49,6 +51,7 @@ pub mod clock;
 pub mod cluster;
 #[path = "../converge/mod.rs"]
 pub mod converge;
+pub mod dice;
 pub mod drain;
 #[path = "../faults/mod.rs"]
 pub mod faults;
@@ -62,6 +65,8 @@ pub mod process;
 pub mod proxy;
 pub mod relay;
 pub mod session;
+#[path = "../storm/mod.rs"]
+pub mod storm;
 pub mod topic;
 pub mod wait;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use duplex_lab::faults::dice::Dice;
+use duplex_lab::dice::Dice;
 use duplex_lab::session::literal;
 use duplex_lab::wait::when;
 use duplex_lab::{Lab, Node, PATIENCE, Session, until};

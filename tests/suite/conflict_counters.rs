@@ -3,7 +3,7 @@
 use anyhow::Result;
 use duplex_lab::Lab;
 
-use crate::meeting::{Case, play};
+use crate::meeting::{Case, QUIET, play};
 
 const CASES: &[Case] = &[
     Case {
@@ -15,6 +15,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=8 | v=newer"],
         after: "update {t} set n = n + 1",
         rows_after: &["id=1 | n=9 | v=newer"],
+        ..QUIET
     },
     Case {
         name: "one_adds_and_the_other_writes_else",
@@ -25,6 +26,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=20 | v=newer"],
         after: "update {t} set v = 'after'",
         rows_after: &["id=1 | n=20 | v=after"],
+        ..QUIET
     },
     Case {
         name: "both_insert",
@@ -35,6 +37,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=17 | v=newer"],
         after: "update {t} set n = 0",
         rows_after: &["id=1 | n=0 | v=newer"],
+        ..QUIET
     },
     Case {
         name: "addition_and_later_delete",
@@ -45,6 +48,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 3, 'again')",
         rows_after: &["id=1 | n=3 | v=again"],
+        ..QUIET
     },
     Case {
         name: "delete_and_later_addition",
@@ -55,6 +59,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=5 | v=newer"],
         after: "update {t} set n = n + 1",
         rows_after: &["id=1 | n=6 | v=newer"],
+        ..QUIET
     },
     Case {
         name: "delete_and_insert_again_and_addition",
@@ -65,6 +70,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=8 | v=newer"],
         after: "delete from {t}; insert into {t} values (1, 1, 'after')",
         rows_after: &["id=1 | n=1 | v=after"],
+        ..QUIET
     },
     Case {
         name: "both_delete",
@@ -75,6 +81,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 3, 'again')",
         rows_after: &["id=1 | n=3 | v=again"],
+        ..QUIET
     },
     Case {
         name: "addition_and_later_truncate",
@@ -85,6 +92,7 @@ const CASES: &[Case] = &[
         rows: &[],
         after: "insert into {t} values (1, 3, 'again'), (2, 4, 'again')",
         rows_after: &["id=1 | n=3 | v=again", "id=2 | n=4 | v=again"],
+        ..QUIET
     },
     Case {
         name: "truncate_and_later_addition",
@@ -95,6 +103,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=15 | v=newer"],
         after: "insert into {t} values (2, 4, 'again')",
         rows_after: &["id=1 | n=15 | v=newer", "id=2 | n=4 | v=again"],
+        ..QUIET
     },
     Case {
         name: "key_changed_and_addition",
@@ -105,6 +114,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=5 | v=newer", "id=2 | n=10 | v=x"],
         after: "update {t} set n = n + 1",
         rows_after: &["id=1 | n=6 | v=newer", "id=2 | n=11 | v=x"],
+        ..QUIET
     },
     Case {
         name: "row_is_hidden_and_comes_back",
@@ -115,6 +125,7 @@ const CASES: &[Case] = &[
         rows: &["id=2 | n=22 | v=taken"],
         after: "insert into {t} values (1, 5, 'free')",
         rows_after: &["id=1 | n=5 | v=free", "id=2 | n=22 | v=taken"],
+        ..QUIET
     },
     Case {
         name: "addition_to_a_hidden_row",
@@ -125,6 +136,7 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=14 | v=c", "id=2 | n=20 | v=taken"],
         after: "update {t} set n = n + 1",
         rows_after: &["id=1 | n=15 | v=c", "id=2 | n=21 | v=taken"],
+        ..QUIET
     },
     Case {
         name: "a_loser_keeps_its_value_in_another_unique_key",
@@ -135,12 +147,13 @@ const CASES: &[Case] = &[
         rows: &["id=1 | n=13 | v=b", "id=2 | n=0 | v=free"],
         after: "update {t} set v = 'a' where id = 2",
         rows_after: &["id=1 | n=13 | v=b", "id=2 | n=0 | v=a"],
+        ..QUIET
     },
 ];
 
 #[tokio::test]
 async fn every_kind_of_meeting_and_either_side_the_newer() -> Result<()> {
-    play(CASES, "delta_columns => '{n}'").await
+    play(CASES, "id int primary key, n int not null default 0", ", delta_columns => '{n}'").await
 }
 
 #[tokio::test]

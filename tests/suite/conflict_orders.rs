@@ -2,6 +2,7 @@
 //! their versions are known to the microsecond and ties can be had.
 
 use anyhow::{Context, Result, ensure};
+use duplex_lab::dice::Dice;
 use duplex_lab::{Lab, Node, Session};
 use duplex_protocol::encode::append_entry;
 use duplex_protocol::entry::{
@@ -100,31 +101,18 @@ impl Transaction {
     }
 }
 
-/// splitmix64, as in the model.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as usize % limit
-    }
-}
-
 /// A few transactions of each peer, each peer's in the order of its stream; some share their microsecond.
-fn history(random: &mut Random, unique: bool) -> Vec<Transaction> {
+fn history(dice: &mut Dice, unique: bool) -> Vec<Transaction> {
     let mut clocks = [1_000_000; PEERS.len()];
-    (0..4 + random.below(8))
+    (0..dice.between(4, 11))
         .map(|_| {
-            let of = random.below(PEERS.len());
-            clocks[of] += 1 + random.below(3) as i64;
-            let key = random.below(3) as i32;
-            let added = random.below(9) as i64 - 4;
-            let change = match random.below(10) {
+            let of = dice.index(PEERS.len());
+            clocks[of] += dice.between(1, 3).cast_signed();
+            let key = dice.index(3) as i32;
+            let added = dice.below(9).cast_signed() - 4;
+            let change = match dice.below(10) {
                 0..6 => {
-                    let (v, w) = (random.below(VALUES.len()), random.below(if unique { 2 } else { 4 }));
+                    let (v, w) = (dice.index(VALUES.len()), dice.index(if unique { 2 } else { 4 }));
                     Change::Put { key, v, w, added }
                 }
                 6..9 => Change::Delete { key, added },
@@ -136,12 +124,12 @@ fn history(random: &mut Random, unique: bool) -> Vec<Transaction> {
 }
 
 /// The same transactions in another order, each peer's in its own.
-fn shuffled(history: &[Transaction], random: &mut Random) -> Vec<Transaction> {
+fn shuffled(history: &[Transaction], dice: &mut Dice) -> Vec<Transaction> {
     let of = |peer| history.iter().filter(move |t| t.of == peer).cloned().collect::<Vec<_>>();
     let mut streams: Vec<_> = (0..PEERS.len()).map(|peer| of(peer).into_iter()).collect();
     let mut order = Vec::new();
     while order.len() < history.len() {
-        order.extend(streams[random.below(PEERS.len())].next());
+        order.extend(streams[dice.index(PEERS.len())].next());
     }
     order
 }
@@ -206,11 +194,11 @@ async fn rounds(name: &str, columns: &str, unique: bool, seeds: std::ops::Range<
     let mut appliers = Appliers::open(node).await?;
     let mut shown = 0;
     for seed in seeds {
-        let mut random = Random(seed);
-        let history = history(&mut random, unique);
+        let mut dice = Dice::new(seed);
+        let history = history(&mut dice, unique);
         let mut first: Option<(Vec<Transaction>, Vec<String>)> = None;
         for turn in 0..4 {
-            let order = shuffled(&history, &mut random);
+            let order = shuffled(&history, &mut dice);
             let table = format!("{name}_{seed}_{turn}");
             let delta_columns = if counting { "{n}" } else { "{}" };
             node.exec(&format!(

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use duplex_lab::converge::{Kind, run};
-use duplex_lab::faults::seed;
+use duplex_lab::dice::seed;
 
 async fn rounds(kind: Kind, rounds: u64) -> Result<()> {
     let seed = seed()?;

@@ -110,3 +110,33 @@ async fn a_million_rows_and_rows_of_many_mb_arrive_whole_in_bounded_memory() -> 
     assert_eq!(lab.transactions(b).await?, 0);
     lab.stop_relays()
 }
+
+/// What a TRUNCATE leaves of each row in a table whose columns are merged is looked at row by row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_of_many_rows_with_a_policy_takes_memory_for_one() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    lab.exec_everywhere(
+        "create table m (id int primary key, n int not null default 0, v text, mail text unique);
+         select duplex.enable('m', 'column_merge', '{n}')",
+    )
+    .await?;
+    lab.settled().await?;
+    a.exec("insert into m select i, 1, md5(i::text), 'm' || i from generate_series(1, 49999) i").await?;
+    lab.settled().await?;
+    // Backends of their own: what an INSERT has left behind does not count.
+    b.relay().stop()?;
+    b.relay().start()?;
+    a.exec("insert into m values (50000, 1, 'x', 'last')").await?;
+    lab.settled().await?;
+    let [writing, _, applying] = carry(&lab, "50,000 rows with a policy truncated", "truncate m").await?;
+    for node in lab.nodes() {
+        assert_eq!(node.one("select count(*) from m").await?, "0");
+        let kept =
+            "select \"rows\" from duplex.registers_status where \"table\" = 'm'::regclass and kind = 'tombstones'";
+        assert_eq!(node.one(kept).await?, "50000", "{}", node.name());
+    }
+    assert!(writing.own < 16 * MB, "the writing backend took {writing:?}");
+    assert!(applying.own < 16 * MB, "the applying backend took {applying:?}");
+    lab.stop_relays()
+}

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use duplex_lab::converge::layouts::{LAYOUTS, Layout};
 use duplex_lab::converge::statements::Transaction;
 use duplex_lab::converge::verdict;
-use duplex_lab::faults::dice::Dice;
+use duplex_lab::dice::Dice;
 use duplex_lab::session::literal;
 use duplex_lab::wait::when;
 use duplex_lab::{Lab, Node, PATIENCE, Session, topic, until};

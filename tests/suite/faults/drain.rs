@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use duplex_lab::faults::dice::Dice;
+use duplex_lab::dice::Dice;
 use duplex_lab::faults::{ledger, verdict};
 use duplex_lab::session::literal;
 use duplex_lab::wait::when;

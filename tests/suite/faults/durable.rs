@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use duplex_lab::faults::dice::Dice;
+use duplex_lab::dice::Dice;
 use duplex_lab::faults::load::{Manner, Place, Pulse, Writer};
 use duplex_lab::faults::{ledger, verdict};
 use duplex_lab::wait::when;

@@ -1,7 +1,8 @@
 //! A short run of the fault suite; `make faults` is the long one.
 
 use anyhow::{Context, Result};
-use duplex_lab::faults::{Plan, run, seed};
+use duplex_lab::dice::seed;
+use duplex_lab::faults::{Plan, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn forty_faults_lose_double_and_tear_nothing() -> Result<()> {

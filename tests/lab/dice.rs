@@ -1,6 +1,8 @@
 //! Chance that can be repeated: the same seed gives the same throws, on every machine and with every compiler.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
 
 /// SplitMix64: a small generator that is good enough for tests and needs no library whose next version throws
 /// differently.
@@ -45,7 +47,12 @@ impl Dice {
 
     /// One of these.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
+        of[self.index(of.len())]
+    }
+
+    /// An index of so many.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
     }
 
     /// A time between these, in milliseconds.
@@ -57,6 +64,20 @@ impl Dice {
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i as u64 + 1) as usize);
+        }
+    }
+}
+
+/// A seed from the clock, or from `DUPLEX_SEED`.
+///
+/// # Errors
+/// If that is no number.
+pub fn seed() -> Result<u64> {
+    match std::env::var("DUPLEX_SEED") {
+        Ok(text) if !text.is_empty() => text.parse().context("DUPLEX_SEED is a number"),
+        _ => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            Ok(u64::try_from(now.as_millis())? % 1_000_000_000)
         }
     }
 }
