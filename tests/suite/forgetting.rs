@@ -63,6 +63,7 @@ async fn a_peer_that_is_away_holds_what_its_late_changes_ask_for() -> Result<()>
     let lab = lab(3).await?;
     let [a, b] = lab.pair();
     let c = lab.node(2);
+    lab.create_everywhere("create table s (id int primary key)", &["s"]).await?;
     a.exec("insert into t values (1, 'x', 'm1'), (2, 'x', 'm2'), (3, 'x', 'm3')").await?;
     lab.converges(&["t"]).await?;
     for node in [a, b] {
@@ -70,10 +71,12 @@ async fn a_peer_that_is_away_holds_what_its_late_changes_ask_for() -> Result<()>
     }
     // Older than what is done on the others meanwhile, and published after it.
     c.relay().stop()?;
-    c.exec("update t set v = 'late' where id = 1; update t set mail = 'm9' where id = 3").await?;
+    c.exec("update t set v = 'late' where id = 1; update t set mail = 'm9' where id = 3; insert into s values (1)")
+        .await?;
     a.exec("delete from t where id = 1; insert into t values (9, 'x', 'm9'); update t set mail = 'm8' where id = 9")
         .await?;
-    b.shows("select mail from t where id = 9", "m8").await?;
+    a.exec("truncate s").await?;
+    b.shows("select count(*) from duplex.truncates", "1").await?;
     for node in [a, b] {
         // The others go on saying that nothing older comes from them; this one does not.
         maintained(node, HELD, &format!("peer {}", c.name())).await?;
@@ -81,12 +84,14 @@ async fn a_peer_that_is_away_holds_what_its_late_changes_ask_for() -> Result<()>
                      from duplex.status";
         assert_eq!(node.one(sql).await?, "t");
         assert_eq!(node.one(TOMBSTONES).await?, "1");
+        assert_eq!(node.one("select count(*) from duplex.truncates").await?, "1");
     }
     c.relay().start()?;
-    lab.converges(&["t"]).await?;
+    lab.converges(&["t", "s"]).await?;
+    assert_eq!(a.one("select count(*) from s").await?, "0");
     assert_eq!(a.dump("t", &["v"]).await?, ["id=2 | mail=m2", "id=9 | mail=m8"]);
-    let hidden = "select count(*) from duplex.conflict_history where resolution = 'hidden' or kind = 'update_missing'";
-    assert_eq!(a.one(hidden).await?, "2");
+    let decided = "select string_agg(kind || ' ' || resolution, ', ' order by id) from duplex.conflict_history";
+    assert_eq!(a.one(decided).await?, "update_missing skipped, update_exists hidden, update_missing skipped");
     for node in lab.nodes() {
         maintained(node, ROWS, "0").await?;
     }
@@ -165,6 +170,84 @@ async fn a_parked_change_holds_what_it_will_ask_for() -> Result<()> {
     lab.stop_relays()
 }
 
+/// What is remembered of keys of a table that are gone.
+fn tombstones(table: &str) -> String {
+    format!(
+        "select sum(\"rows\") from duplex.registers_status where \"table\" = '{table}'::regclass and kind = 'tombstones'"
+    )
+}
+
+/// Three nodes with tables of every policy, and two rows in each.
+async fn lab_of_all_policies() -> Result<Lab> {
+    let lab = lab(3).await?;
+    lab.exec_everywhere(
+        "create table merged (id int primary key, v text, w text); select duplex.enable('merged', 'column_merge');
+         create table counted (id int primary key, n int not null);
+         select duplex.enable('counted', delta_columns => '{n}')",
+    )
+    .await?;
+    let rows =
+        "insert into t values (1, 'x', 'm1'), (2, 'x', 'm2'); insert into merged values (1, 'x', 'x'), (2, 'x', 'x');
+                insert into counted values (1, 10), (2, 20)";
+    lab.node(2).exec(rows).await?;
+    lab.converges(&["t", "merged", "counted"]).await?;
+    Ok(lab)
+}
+
+/// The third node deletes rows, and the second one hears from everybody that nothing older comes. Where there is nothing
+/// but versions that is enough. With counters or merged columns it is not as long as the first has not got all of the
+/// third's changes, which it says in its S.
+async fn is_remembered_for_the_first(lab: &Lab) -> Result<()> {
+    let ([a, b], c) = (lab.pair(), lab.node(2));
+    c.exec("delete from t where id = 1; delete from merged where id = 1; delete from counted where id = 1").await?;
+    b.shows("select count(*) from t", "1").await?;
+    let gone = b.one("select clock_timestamp()").await?;
+    let heard = format!(
+        "select bool_and((settled > '{gone}' and (held > '{gone}' or name = '{}')) is true) from duplex.peers",
+        a.name()
+    );
+    b.shows(&heard, "t").await?;
+    maintained(b, &tombstones("t"), "0").await?;
+    b.connect().await?.each(&["select duplex.maintain()"; 3]).await?;
+    for table in ["merged", "counted"] {
+        assert_eq!(b.one(&tombstones(table)).await?, "1", "{table}");
+    }
+    assert_eq!(b.one(HELD).await?, format!("peer {}", a.name()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn counters_and_merged_columns_are_remembered_until_every_node_has_them() -> Result<()> {
+    let lab = lab_of_all_policies().await?;
+    let (a, c) = (lab.node(0), lab.node(2));
+    a.hold(c.name(), false).await?;
+    is_remembered_for_the_first(&lab).await?;
+    a.resume(c.name()).await?;
+    lab.converges(&["t", "merged", "counted"]).await?;
+    for (node, table) in lab.nodes().iter().flat_map(|node| [(node, "merged"), (node, "counted")]) {
+        maintained(node, &tombstones(table), "0").await?;
+    }
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn what_is_parked_elsewhere_is_not_there_yet() -> Result<()> {
+    let lab = lab_of_all_policies().await?;
+    let (a, c) = (lab.node(0), lab.node(2));
+    a.exec("alter table merged add constraint no_bad check (v <> 'bad'); select duplex.set_error_policy('park')")
+        .await?;
+    c.exec("update merged set v = 'bad' where id = 2").await?;
+    a.shows("select count(*) from duplex.parked", "1").await?;
+    is_remembered_for_the_first(&lab).await?;
+    a.exec("alter table merged drop constraint no_bad").await?;
+    a.shows("select count(*) from duplex.parked", "0").await?;
+    lab.converges(&["t", "merged", "counted"]).await?;
+    for (node, table) in lab.nodes().iter().flat_map(|node| [(node, "merged"), (node, "counted")]) {
+        maintained(node, &tombstones(table), "0").await?;
+    }
+    lab.stop_relays()
+}
+
 /// One node without relay, that has heard from its peer up to now; the caller says so again where time has gone on.
 async fn alone() -> Result<Lab> {
     let lab = Lab::builder().nodes(2).without_relays().start().await?;
@@ -230,6 +313,7 @@ async fn a_version_that_is_later_than_the_horizon_stays() -> Result<()> {
         "update duplex.drain_state set settled = '2001-01-01'",
         "update duplex.peer_registry set settled = null",
         "update duplex.table_registry set delta_columns = '{v}'; update duplex.peer_registry set held = '2001-01-01'",
+        "update duplex.table_registry set resolution = 'column_merge'; update duplex.peer_registry set held = '2001-01-01'",
     ] {
         let session = a.connect().await?;
         session.exec("begin").await?;
@@ -253,5 +337,26 @@ async fn a_node_that_never_had_a_peer_forgets_nothing() -> Result<()> {
     a.exec(&format!("{HEARD}; select duplex.maintain()")).await?;
     assert_eq!(a.one(HELD).await?, format!("no peer yet {}", a.name()));
     ensure!(a.number(ROWS).await? == 2, "what its first peer may ask for is gone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_counter_is_never_forgotten() -> Result<()> {
+    let lab = Lab::builder().nodes(2).without_relays().start().await?;
+    lab.exec_everywhere(
+        "create table counted (id int primary key, n int not null);
+         select duplex.enable('counted', delta_columns => '{n}')",
+    )
+    .await?;
+    let a = lab.node(0);
+    a.exec("insert into counted values (1, 10), (2, 20)").await?;
+    // A DELETE takes away what it sees, a TRUNCATE takes nothing away from what the counters have come to.
+    a.connect().await?.each(&["delete from counted where id = 1", "truncate counted"]).await?;
+    assert_eq!(a.one(&tombstones("counted")).await?, "2");
+    a.exec(HEARD).await?;
+    maintained(a, &tombstones("counted"), "1").await?;
+    a.connect().await?.each(&["select duplex.maintain()"; 3]).await?;
+    assert_eq!(a.one("select standing is null from duplex.row_version('counted', '1')").await?, "t");
+    assert_eq!(a.one("select standing from duplex.row_version('counted', '2')").await?, "gone");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What a node promises of its stream holds, and a node at rest says so without writing anything.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -59,6 +60,20 @@ async fn promises_beyond(lab: &Lab, node: &Node, at: i64) -> Result<()> {
     until("a later watermark", PATIENCE, async || {
         let now = promised(lab, node).await?;
         Ok(if now > at { Ok(()) } else { Err(format!("{now} is not beyond {at}")) })
+    })
+    .await
+}
+
+/// Waits until a node has said ten times more what it promises.
+async fn ten_heartbeats(lab: &Lab, node: &Node) -> Result<()> {
+    let heartbeats = async || {
+        let headers = valid(&topic::read(lab.kafka(), node.name()).await?)?;
+        anyhow::Ok(headers.iter().filter(|header| header.kind == Kind::Heartbeat).count())
+    };
+    let before = heartbeats().await?;
+    until("ten more heartbeats", PATIENCE, async || {
+        let now = heartbeats().await?;
+        Ok(if now >= before + 10 { Ok(()) } else { Err(format!("{now} after {before}")) })
     })
     .await
 }
@@ -145,23 +160,54 @@ async fn an_open_transaction_holds_nothing_back_and_a_prepared_one_if_it_has_cha
     let name = format!("{}-kept", a.name());
     a.exec(&format!("begin; insert into t values (2, 'prepared'); prepare transaction '{name}'")).await?;
     let prepared = micros(a).await?;
-    let heartbeats = async || {
-        let headers = valid(&topic::read(lab.kafka(), a.name()).await?)?;
-        anyhow::Ok(headers.iter().filter(|header| header.kind == Kind::Heartbeat).count())
-    };
-    let before = heartbeats().await?;
     a.exec("insert into t values (3, 'later')").await?;
-    until("ten more heartbeats", PATIENCE, async || {
-        let now = heartbeats().await?;
-        Ok(if now >= before + 10 { Ok(()) } else { Err(format!("{now} after {before}")) })
-    })
-    .await?;
+    ten_heartbeats(&lab, a).await?;
     ensure!(promised(&lab, a).await? < prepared, "the prepared transaction is passed over");
     open.exec("commit").await?;
     a.connect().await?.each(&[&format!("commit prepared '{name}'"), &format!("rollback prepared '{other}'")]).await?;
     promises_beyond(&lab, a, micros(a).await?).await?;
     promises_hold(&topic::read(lab.kafka(), a.name()).await?)?;
     lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn a_commit_that_waits_for_a_standby_holds_the_promise_back() -> Result<()> {
+    // It has its timestamp by then, and nobody sees it yet.
+    let builder = Lab::builder().nodes(2).heartbeats("100ms").setting("synchronous_commit", "local");
+    let lab = builder.start().await?;
+    let a = lab.node(0);
+    lab.create_everywhere(TABLE, &["t"]).await?;
+    promises_beyond(&lab, a, micros(a).await?).await?;
+    let (writer, control) = (a.connect().await?, a.connect().await?);
+    writer.exec("set synchronous_commit = on").await?;
+    control.each(&["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"]).await?;
+    let over = AtomicBool::new(false);
+    // Whether a commit has to wait hangs on another process's having heard of the setting: one of them will.
+    let writes = async {
+        let mut id = 0;
+        while !over.load(Ordering::Relaxed) {
+            writer.exec(&format!("insert into t values ({id}, 'waits')")).await?;
+            id += 1;
+        }
+        anyhow::Ok(id)
+    };
+    let looks = async {
+        a.shows("select count(*) from pg_stat_activity where wait_event = 'SyncRep'", "1").await?;
+        let stamped_by = micros(a).await?;
+        a.exec("insert into t values (-1, 'later')").await?;
+        ten_heartbeats(&lab, a).await?;
+        let promised = promised(&lab, a).await?;
+        ensure!(promised < stamped_by, "the commit that waits is passed over");
+        over.store(true, Ordering::Relaxed);
+        control.each(&["alter system reset synchronous_standby_names", "select pg_reload_conf()"]).await?;
+        promises_beyond(&lab, a, stamped_by).await
+    };
+    let (written, ()) = tokio::try_join!(writes, looks)?;
+    lab.converges(&["t"]).await?;
+    let records = topic::read(lab.kafka(), a.name()).await?;
+    promises_hold(&records)?;
+    assert_eq!(topic::transactions(&records)?.len(), written + 1);
     lab.stop_relays()
 }
 
