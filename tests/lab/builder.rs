@@ -189,7 +189,9 @@ impl Builder {
     /// # Errors
     /// If a part does not start.
     pub async fn start(self) -> Result<Lab> {
-        let shared = if self.own_clusters && self.own_kafka { None } else { Some(Shared::get().await?) };
+        // What is shared lasts as long as the process; a lab that needs nothing of it goes when it is dropped.
+        let unshared_kafka = self.own_kafka || Kafka::external().is_some();
+        let shared = if self.own_clusters && unshared_kafka { None } else { Some(Shared::get().await?) };
         let folder = match shared {
             Some(shared) if !self.own_clusters => Arc::clone(&shared.folder),
             _ => Arc::new(Folder::create()?),
