@@ -33,10 +33,17 @@ $$;
 comment on function duplex.lacks() is
     'What this database lacks of what it had applied before its server was promoted; null if nothing.';
 
-create function duplex.drain_promised(peers text[], next_offsets bigint[]) returns text
+-- A crash alone takes nothing back that others could have forgotten by: watermarks are written down with their offset, and
+-- what it does forget of the offset is heartbeats. Compared by that, tables would take no writes after every crash.
+create function duplex.drain_promised(peers text[], next_offsets bigint[], set_back boolean) returns text
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off
 as $$
+declare
+    promoted boolean := (select n.timeline <> duplex.timeline() from duplex.node n);
 begin
+    if not (set_back or promoted) then
+        return duplex.lacks();
+    end if;
     insert into duplex.promised as p
     select s.peer, s.next_offset
       from unnest(drain_promised.peers, drain_promised.next_offsets) s (peer, next_offset)
@@ -48,12 +55,12 @@ begin
     if found then
         perform duplex.announce_all();
     end if;
-    update duplex.node n set timeline = duplex.timeline() where n.timeline <> duplex.timeline();
+    update duplex.node n set timeline = duplex.timeline() where promoted;
     return duplex.lacks();
 end
 $$;
-comment on function duplex.drain_promised(text[], bigint[]) is
-    'Relay: how far the own topic says that this node had applied its peers. Returns what it lacks of that; null if nothing.';
+comment on function duplex.drain_promised(text[], bigint[], boolean) is
+    'Relay: how far the own topic says that this node had applied its peers, and whether it has shown that the database was set back. Returns what it lacks; null if nothing.';
 
 create function duplex.catch_up() returns boolean
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off

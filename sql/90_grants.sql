@@ -34,7 +34,7 @@ grant execute on function
     duplex.stream_orders(text, bigint),
     duplex.meet_kafka(text, text),
     duplex.drain_missing(bigint[], bigint[]),
-    duplex.drain_promised(text[], bigint[]),
+    duplex.drain_promised(text[], bigint[], boolean),
     duplex.lacks(),
     duplex.next_offset(text),
     duplex.register_rows(oid),

@@ -33,6 +33,14 @@ const PLAIN: Layout = Layout {
     merges: false,
 };
 
+const PARTITIONED: &str = "create table {t} (id int, v text, w text, n int, primary key (id, n), unique (v, n))
+                     partition by list (n);
+                 create table {t}_0 partition of {t} for values in (0);
+                 create table {t}_1 (w text, n int, id int not null, gone int, v text);
+                 alter table {t}_1 drop column gone, alter n set not null;
+                 alter table {t} attach partition {t}_1 for values in (1);
+                 create table {t}_rest partition of {t} default";
+
 /// All of them.
 pub const LAYOUTS: &[Layout] = &[
     PLAIN,
@@ -92,19 +100,7 @@ pub const LAYOUTS: &[Layout] = &[
         create: "create table {t} (id numeric primary key, v text, w text unique, n int)",
         ..PLAIN
     },
-    Layout {
-        name: "partitioned",
-        create: "create table {t} (id int, v text, w text, n int, primary key (id, n), unique (v, n))
-                     partition by list (n);
-                 create table {t}_0 partition of {t} for values in (0);
-                 create table {t}_1 (w text, n int, id int not null, gone int, v text);
-                 alter table {t}_1 drop column gone, alter n set not null;
-                 alter table {t} attach partition {t}_1 for values in (1);
-                 create table {t}_rest partition of {t} default",
-        key: &["id", "n"],
-        swaps: false,
-        ..PLAIN
-    },
+    Layout { name: "partitioned", create: PARTITIONED, key: &["id", "n"], swaps: false, ..PLAIN },
     Layout {
         name: "long values",
         create: "create table {t} (id int primary key, v text, w text, n int);
@@ -164,13 +160,7 @@ pub const LAYOUTS: &[Layout] = &[
     },
     Layout {
         name: "merged columns in a partition",
-        create: "create table {t} (id int, v text, w text, n int not null, primary key (id, n), unique (v, n))
-                     partition by list (n);
-                 create table {t}_0 partition of {t} for values in (0);
-                 create table {t}_1 (w text, n int, id int not null, gone int, v text);
-                 alter table {t}_1 drop column gone, alter n set not null;
-                 alter table {t} attach partition {t}_1 for values in (1);
-                 create table {t}_rest partition of {t} default",
+        create: PARTITIONED,
         key: &["id", "n"],
         swaps: false,
         merges: true,

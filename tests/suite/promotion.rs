@@ -104,7 +104,7 @@ async fn sessions_hear_that_the_database_was_set_back() -> Result<()> {
     // As the relay does when it finds more in the topic than a database has.
     let peer = literal(b.name());
     a.exec(&format!(
-        "select duplex.drain_promised(array[{peer}, 'nobody'], array[duplex.next_offset({peer}) + 3, 1000000])"
+        "select duplex.drain_promised(array[{peer}, 'nobody'], array[duplex.next_offset({peer}) + 3, 1000000], true)"
     ))
     .await?;
     refuses_counters_only(&writing).await?;
@@ -113,9 +113,47 @@ async fn sessions_hear_that_the_database_was_set_back() -> Result<()> {
     }
     lacks(a, "").await?;
     writing.exec("update account set balance = balance + 1").await?;
-    a.exec(&format!("select duplex.drain_promised(array[{peer}], array[1000000])")).await?;
+    a.exec(&format!("select duplex.drain_promised(array[{peer}], array[1000000], true)")).await?;
     refuses_counters_only(&writing).await?;
     a.exec(&format!("select duplex.remove_peer({peer}), duplex.maintain()")).await?;
     writing.exec("update account set balance = balance + 1").await?;
     Ok(())
+}
+
+/// What a crash forgets of the offset is heartbeats. Nobody has to wait for those.
+#[tokio::test]
+async fn counters_do_not_wait_after_a_crash() -> Result<()> {
+    let lab = Lab::builder().nodes(2).crashes().heartbeats("100ms").start().await?;
+    lab.exec_everywhere(TABLES).await?;
+    let [a, b] = lab.pair();
+    a.exec("insert into account values (1, 100, 'made'); insert into page values (1, 'made', 'made')").await?;
+    lab.settled().await?;
+    let next_offset = format!("select duplex.next_offset({})", literal(b.name()));
+    let heard = a.number(&next_offset).await? + 10;
+    until("heartbeats to come", PATIENCE, async || {
+        let now = a.number(&next_offset).await?;
+        Ok(when(now >= heard, format!("{now} of {heard}")))
+    })
+    .await?;
+    // So what the own topic says of the other stream is more than what is written down.
+    a.exec("insert into t values (1, 'published')").await?;
+    b.shows("select v from t", "published").await?;
+    let generation = a.number("select generation from duplex.drain_state").await?;
+    // The heartbeats would make up for it before anybody has looked.
+    a.hold(b.name(), false).await?;
+    a.cluster().crash()?;
+    a.cluster().start().await?;
+    a.exec("update account set balance = balance + 1; update page set title = 'at once'").await?;
+    until("the relay to have looked at its topic", PATIENCE, async || {
+        let now = a.number("select generation from duplex.drain_state where topic_offset is not null").await?;
+        let queued = a.number("select transactions from duplex.queue_status").await?;
+        Ok(when(now > generation && queued == 0, format!("generation {now}, {queued} queued")))
+    })
+    .await?;
+    assert_eq!(a.one("select count(*) from duplex.promised").await?, "0");
+    a.exec("update account set balance = balance + 1").await?;
+    ensure!(!a.relay().log_text()?.contains("has less of its peers"), "{}", a.relay().log_tail(20));
+    a.resume(b.name()).await?;
+    lab.converges(&["account", "page", "t"]).await?;
+    lab.stop_relays()
 }

@@ -42,6 +42,6 @@ pub(crate) mod subtransaction;
 pub(crate) mod table;
 mod transaction;
 pub(crate) mod triggers;
-mod truncate;
+pub(crate) mod truncate;
 mod value;
 mod waits;

@@ -37,6 +37,22 @@ unsafe extern "C-unwind" {
     fn ResetSequence(sequence: pg_sys::Oid);
 }
 
+/// A table and its partitions, which get this lock, or the table alone: those who inherit otherwise are tables of their
+/// own, which may not be enabled.
+///
+/// # Safety
+/// Inside a transaction; the table is locked.
+pub(crate) unsafe fn with_partitions(relid: pg_sys::Oid, lock: u32) -> Vec<pg_sys::Oid> {
+    // SAFETY: as the caller promises. The guard turns an ERROR into a panic, and nothing in it has a destructor.
+    unsafe {
+        if pg_sys::get_rel_relkind(relid) as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            return vec![relid];
+        }
+        let list = guarded(|| find_all_inheritors(relid, lock.cast_signed(), std::ptr::null_mut()));
+        list_cells(list).iter().map(|cell| cell.oid_value).collect()
+    }
+}
+
 /// Empties `targets`, which one statement emptied on the peer. The peer's CASCADE has named all of them, so nothing
 /// further is emptied here: a table only of this node that refers to one of them makes this an error.
 ///
@@ -63,18 +79,10 @@ pub(crate) unsafe fn truncate(
     // SAFETY: as the caller promises; relations are locked to the end of the transaction.
     unsafe {
         for target in &targets {
-            let lock = pg_sys::AccessExclusiveLock.cast_signed();
-            let root = pg_sys::table_open(target.relid, lock);
-            // Partitions are the table; those who inherit otherwise are tables of their own, which may not be enabled.
-            let is_partitioned = (*(*root).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            let lock = pg_sys::AccessExclusiveLock;
+            let root = pg_sys::table_open(target.relid, lock.cast_signed());
             pg_sys::table_close(root, pg_sys::NoLock.cast_signed());
-            let relids_of = if is_partitioned {
-                guarded(|| find_all_inheritors(target.relid, lock, std::ptr::null_mut()))
-            } else {
-                pg_sys::lappend_oid(std::ptr::null_mut(), target.relid)
-            };
-            for cell in list_cells(relids_of) {
-                let relid = cell.oid_value;
+            for relid in with_partitions(target.relid, lock) {
                 if seen.contains(&relid) {
                     continue;
                 }

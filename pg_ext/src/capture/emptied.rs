@@ -2,12 +2,12 @@
 //! written later come into rows as they were.
 
 use pgrx::pg_sys;
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use super::encode::Values;
 use super::policy::{Capture, held};
 use super::relation;
 use super::transaction;
+use crate::apply::truncate::with_partitions;
 use crate::conflict::counter::{Amount, is_nothing};
 use crate::conflict::kept::{self, oldest};
 use crate::conflict::local::Held;
@@ -22,7 +22,7 @@ use crate::errors::Result;
 pub(super) unsafe fn before_truncate(relation: &pg_sys::RelationData) -> Result<()> {
     // SAFETY: as the caller promises; each member is open while it is looked at.
     unsafe {
-        for oid in members(relation.rd_id) {
+        for oid in with_partitions(relation.rd_id, pg_sys::AccessShareLock) {
             let member = pg_sys::table_open(oid, pg_sys::NoLock.cast_signed());
             if (*(*member).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION {
                 let table = relation::lookup(&*member)?;
@@ -34,28 +34,6 @@ pub(super) unsafe fn before_truncate(relation: &pg_sys::RelationData) -> Result<
         }
     }
     Ok(())
-}
-
-unsafe extern "C-unwind" {
-    // Not among the bindings.
-    fn find_all_inheritors(
-        parent: pg_sys::Oid,
-        lockmode: pg_sys::LOCKMODE,
-        numparents: *mut *mut pg_sys::List,
-    ) -> *mut pg_sys::List;
-}
-
-/// A table and its partitions, or the table alone: those who inherit otherwise are tables of their own.
-unsafe fn members(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // SAFETY: as the caller promises. The guard turns an ERROR into a panic, and nothing in it has a destructor.
-    unsafe {
-        if pg_sys::get_rel_relkind(oid) as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
-            return vec![oid];
-        }
-        let lock = pg_sys::AccessShareLock.cast_signed();
-        let list = guarded(|| find_all_inheritors(oid, lock, std::ptr::null_mut()));
-        relation::oids(list).collect()
-    }
 }
 
 impl Capture<'_> {

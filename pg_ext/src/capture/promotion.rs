@@ -8,8 +8,7 @@
 use pgrx::{PgSqlErrorCode, pg_extern, pg_sys};
 
 use crate::conflict::registers::each_row;
-use crate::errors::{Failure, Result};
-use crate::gucs;
+use crate::errors::Failure;
 
 /// Where `duplex.node` has the timeline.
 const TIMELINE: usize = 6;
@@ -23,15 +22,9 @@ pub(super) fn lacks() -> bool {
     lacks
 }
 
-/// Refuses a write to that table, of a database that lacks something.
-///
-/// # Errors
-/// 55000, unless `duplex.write_before_caught_up` is set.
-pub(super) fn refuse(table: &str) -> Result<()> {
-    if gucs::writes_before_caught_up() {
-        return Ok(());
-    }
-    Err(Failure::new(
+/// Why a table takes no writes.
+pub(super) fn refusal(table: &str) -> Failure {
+    Failure::new(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         format!(
             "table \"{table}\" takes no writes yet: this database lacks what it had applied before it was promoted"
@@ -41,7 +34,7 @@ pub(super) fn refuse(table: &str) -> Result<()> {
     .hint(
         "The relay catches up with that by itself: duplex.status shows what is missing. Setting \
          duplex.write_before_caught_up lets writes through before.",
-    ))
+    )
 }
 
 /// `duplex.timeline()`

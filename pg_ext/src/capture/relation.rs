@@ -18,6 +18,7 @@ use super::settings::Settings;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
 use crate::conflict::local::{Kept, Local};
 use crate::errors::{Failure, Result};
+use crate::gucs;
 
 /// A column that travels.
 #[derive(Debug)]
@@ -252,10 +253,10 @@ impl Table {
         Some((registers, registers.kept.as_ref()?))
     }
 
-    /// Whether it may be written to here and now.
+    /// Makes sure that it may be written to here and now.
     ///
     /// # Errors
-    /// As [`promotion::refuse`].
+    /// 55000 if the database lacks something that writes to this table go by, and `duplex.write_before_caught_up` is off.
     #[inline]
     pub(super) fn check_writable(&self) -> Result<()> {
         if self.lacks { self.check_promotion() } else { Ok(()) }
@@ -263,9 +264,13 @@ impl Table {
 
     #[cold]
     fn check_promotion(&self) -> Result<()> {
-        if promotion::lacks() {
-            return promotion::refuse(&self.name);
+        if gucs::writes_before_caught_up() {
+            return Ok(());
         }
+        if promotion::lacks() {
+            return Err(promotion::refusal(&self.name));
+        }
+        // It has caught up since this was loaded.
         self.stale.set(true);
         Ok(())
     }

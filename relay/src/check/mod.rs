@@ -34,7 +34,7 @@ const FUNCTIONS: [&str; 19] = [
     "duplex.stream_orders(text, bigint)",
     "duplex.meet_kafka(text, text)",
     "duplex.drain_missing(bigint[], bigint[])",
-    "duplex.drain_promised(text[], bigint[])",
+    "duplex.drain_promised(text[], bigint[], boolean)",
     "duplex.report_peer(text, text, text)",
     "duplex.report_error(text, bigint, text, text, text, text)",
 ];

@@ -105,11 +105,12 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
         if tail.replayed > 0 {
             tracing::warn!(transactions = tail.replayed, "lost transactions are back, or were back already");
         }
+        let set_back = newest_generation > 0 || tail.replayed > 0;
         if tail.newest_generation < opening.generation {
             if !tail.published.is_empty() {
                 tracing::info!(transactions = tail.published.len(), "found published and not confirmed");
             }
-            if let Some(lacks) = source.promised(tail.promised).await? {
+            if let Some(lacks) = source.promised(tail.promised, set_back).await? {
                 tracing::warn!(
                     lacks,
                     "this database has less of its peers than it once had, as one that was promoted before it had all: tables \

@@ -78,13 +78,15 @@ impl Source {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Tells the database how far it had applied its peers by its own stream. Returns what it lacks of that.
+    /// Tells the database how far it had applied its peers by its own stream, and whether that has shown already that it
+    /// was set back. Returns what it lacks.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub async fn promised(&self, promised: Promised) -> Result<Option<String>, Error> {
+    pub async fn promised(&self, promised: Promised, set_back: bool) -> Result<Option<String>, Error> {
         let (peers, next_offsets) = promised.into_arguments();
-        let row = self.session.query_one("select duplex.drain_promised($1, $2)", &[&peers, &next_offsets]).await;
+        let sql = "select duplex.drain_promised($1, $2, $3)";
+        let row = self.session.query_one(sql, &[&peers, &next_offsets, &set_back]).await;
         let row =
             row.map_err(Error::database("comparing what the database has with what the own topic says it had"))?;
         Ok(row.get(0))
