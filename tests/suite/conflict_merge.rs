@@ -149,6 +149,18 @@ const CASES: &[Case] = &[
         ..QUIET
     },
     Case {
+        name: "another_rows_column_in_a_row_written_beside_the_value",
+        columns: "a text unique, b text",
+        setup: "insert into {t} values (2, 2, 'y', 'y')",
+        older: "update {t} set a = 'taken'",
+        newer: "begin\\; insert into {t} values (1, 1, 'taken', 'x')\\; \
+                update {t} set b = 'newer' where id = 2\\; commit",
+        rows: &["a=taken | b=x | id=1 | n=1"],
+        after: "insert into {t} values (2, 5, 'free', 'again')",
+        rows_after: &["a=free | b=again | id=2 | n=5", "a=taken | b=x | id=1 | n=1"],
+        ..QUIET
+    },
+    Case {
         name: "key_changed_and_column_changed",
         columns: "a text, b text",
         setup: "insert into {t} values (1, 10, 'x', 'y')",

@@ -35,6 +35,44 @@ async fn deferrable_unique_swap() -> Result<()> {
     Ok(())
 }
 
+/// A check that waits for the transaction's end has rows to look at, which a TRUNCATE must not have taken away.
+#[tokio::test]
+async fn a_check_that_waits_is_made_before_its_table_is_emptied() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    lab.create_everywhere(
+        "create table gone (id int primary key, v text, unique (v) deferrable);
+         create table again (id int primary key, v text, unique (v) deferrable);
+         create table p (id int, n int, v text, primary key (id, n), unique (id, v) deferrable initially deferred)
+                partition by list (id);
+         create table p_1 partition of p for values in (1, 2);
+         create table p_2 partition of p default;
+         create table swap (id int primary key, v int, unique (v) deferrable initially deferred)",
+        &["gone", "again", "p", "swap"],
+    )
+    .await?;
+    a.exec("insert into swap values (1, 1), (2, 2)").await?;
+    lab.converges(&["swap"]).await?;
+    lab.stop_relays()?;
+    b.exec("insert into gone values (1, 'x'); insert into again table gone; insert into p values (1, 1, 'x')").await?;
+    // The values are taken there, so the rows' checks wait; another table's may go on waiting behind the TRUNCATE.
+    a.exec(
+        "begin; update swap set v = 2 where id = 1; insert into gone values (2, 'x'); insert into again table gone; \
+         insert into p values (1, 2, 'x'); truncate gone, p; truncate again; \
+         insert into again values (3, 'x'), (4, 'y'); set constraints again_v_key deferred; \
+         update again set v = 'y' where id = 3; update again set v = 'x' where id = 4; \
+         update swap set v = 1 where id = 2; commit",
+    )
+    .await?;
+    for node in lab.nodes() {
+        node.relay().start()?;
+    }
+    lab.converges(&["gone", "again", "p", "swap"]).await?;
+    assert_eq!(b.dump("again", &[]).await?, ["id=3 | v=y", "id=4 | v=x"]);
+    assert_eq!(b.one("select (select count(*) from gone) + (select count(*) from p)").await?, "0");
+    Ok(())
+}
+
 /// What a unique index does not hold never clashes: other rows than its predicate's, NULLs; and its expression counts,
 /// not the column.
 #[tokio::test]

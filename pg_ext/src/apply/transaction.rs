@@ -14,9 +14,9 @@ use crate::apply::own::Identity;
 use crate::apply::park;
 use crate::apply::relation::Target;
 use crate::apply::session::Session;
-use crate::apply::table::{Table, node};
+use crate::apply::table::Table;
 use crate::apply::triggers::Deferrable;
-use crate::apply::truncate::{has_sequences, truncate};
+use crate::apply::truncate::{has_sequences, truncate, with_partitions};
 use crate::conflict::arrival::Arrival;
 use crate::errors::{Failure, Result};
 
@@ -168,7 +168,7 @@ impl<'s> Writer<'s> {
         }
         self.close_tables()?;
         if last {
-            self.check_deferred()?;
+            self.check_deferred();
             careful::finish(&mut self)?;
         }
         self.act_as_oneself();
@@ -327,6 +327,10 @@ impl<'s> Writer<'s> {
     }
 
     fn truncate_together(&mut self, targets: &[Rc<Target>], restart: Option<bool>) -> Result<()> {
+        // SAFETY: inside a transaction; the tables are locked.
+        let members =
+            targets.iter().flat_map(|target| unsafe { with_partitions(target.relid, pg_sys::AccessExclusiveLock) });
+        self.check_emptied(&members.collect::<Vec<_>>());
         self.act_as(targets[0].owner);
         let (version, versions) = (&self.version, &mut self.session.versions);
         // SAFETY: inside a transaction with a snapshot, with no table open.
@@ -336,23 +340,25 @@ impl<'s> Writer<'s> {
     }
 
     /// Checks deferred constraints now, as each table's owner: at the commit their triggers would run as the relay.
-    fn check_deferred(&mut self) -> Result<()> {
+    fn check_deferred(&mut self) {
         for deferrable in std::mem::take(&mut self.progress.deferrable) {
-            // SAFETY: inside a transaction; nodes are zeroed memory with their tag, names come from the catalog.
+            self.act_as(deferrable.owner);
+            // SAFETY: inside a transaction, acting as the owner.
+            unsafe { deferrable.set(false) };
+        }
+    }
+
+    /// Checks those of tables that are about to be emptied, whose rows could not be looked at any more. The peer had
+    /// none to check there, or it would not have emptied them.
+    fn check_emptied(&mut self, relids: &[pg_sys::Oid]) {
+        let waiting = self.progress.deferrable.clone();
+        for deferrable in waiting.iter().filter(|deferrable| relids.contains(&deferrable.relation)) {
+            self.act_as(deferrable.owner);
+            // SAFETY: inside a transaction, acting as the owner. What follows may wait again.
             unsafe {
-                let name = pg_sys::get_constraint_name(deferrable.constraint);
-                if name.is_null() {
-                    continue;
-                }
-                let schema = pg_sys::get_namespace_name(deferrable.namespace);
-                let constraint = pg_sys::makeRangeVar(schema, name, -1);
-                let statement: *mut pg_sys::ConstraintsSetStmt = node(pg_sys::NodeTag::T_ConstraintsSetStmt);
-                (*statement).constraints = pg_sys::lappend(std::ptr::null_mut(), constraint.cast());
-                (*statement).deferred = false;
-                self.act_as(deferrable.owner);
-                pg_sys::AfterTriggerSetState(statement);
+                deferrable.set(false);
+                deferrable.set(true);
             }
         }
-        Ok(())
     }
 }

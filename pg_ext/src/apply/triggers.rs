@@ -5,6 +5,8 @@ use std::ptr;
 
 use pgrx::pg_sys;
 
+use crate::apply::table::node;
+
 /// Our own triggers, which would only find out that this session is replication.
 const CAPTURE_TRIGGERS: [&CStr; 3] =
     [c"00_duplex_capture", c"00_duplex_capture_truncate", c"00_duplex_before_truncate"];
@@ -14,10 +16,34 @@ const CAPTURE_TRIGGERS: [&CStr; 3] =
 pub(crate) struct Deferrable {
     /// The table's owner.
     pub(crate) owner: pg_sys::Oid,
+    /// The table, or the partition.
+    pub(crate) relation: pg_sys::Oid,
     /// The constraint.
     pub(crate) constraint: pg_sys::Oid,
     /// The schema of its table.
     pub(crate) namespace: pg_sys::Oid,
+}
+
+impl Deferrable {
+    /// SET CONSTRAINTS: deferred, or checked now and after each row.
+    ///
+    /// # Safety
+    /// Inside a transaction, acting as the owner.
+    pub(crate) unsafe fn set(&self, deferred: bool) {
+        // SAFETY: as the caller promises. Nodes are zeroed memory with their tag, names come from the catalog.
+        unsafe {
+            let name = pg_sys::get_constraint_name(self.constraint);
+            if name.is_null() {
+                return;
+            }
+            let schema = pg_sys::get_namespace_name(self.namespace);
+            let constraint = pg_sys::makeRangeVar(schema, name, -1);
+            let statement: *mut pg_sys::ConstraintsSetStmt = node(pg_sys::NodeTag::T_ConstraintsSetStmt);
+            (*statement).constraints = pg_sys::lappend(ptr::null_mut(), constraint.cast());
+            (*statement).deferred = deferred;
+            pg_sys::AfterTriggerSetState(statement);
+        }
+    }
 }
 
 /// Which triggers of a table fire when a row is written by apply.
@@ -79,11 +105,12 @@ pub(crate) unsafe fn keep_firing_triggers(
             }
             return Triggers::Users;
         }
+        let relation = (*(*info).ri_RelationDesc).rd_id;
         let namespace = (*(*(*info).ri_RelationDesc).rd_rel).relnamespace;
         for trigger in kept {
             // A constraint that is checked at the end of a statement is one whose statement is the transaction.
             trigger.tginitdeferred = true;
-            deferrable.push(Deferrable { owner, constraint: trigger.tgconstraint, namespace });
+            deferrable.push(Deferrable { owner, relation, constraint: trigger.tgconstraint, namespace });
         }
         Triggers::DeferredChecks
     }

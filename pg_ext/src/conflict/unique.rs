@@ -275,19 +275,21 @@ impl Claimant<'_> {
                     let place = (*leaf.other).tts_tid;
                     let held = registers.held(leaf, arrival)?;
                     let since = held.holding().since(leaf, number);
-                    let is_own_transaction = since.as_ref().is_some_and(|since| since.version == *arrival.version);
-                    if !is_own_transaction {
+                    let claim = holding.since(leaf, number);
+                    let is_own = |since: Option<&Since>| since.is_some_and(|since| since.version == *arrival.version);
+                    // One transaction may pass through a state like this under a deferrable constraint. Not so if the
+                    // value is a column's that some other transaction left in a row of which this one writes the rest.
+                    let is_passing = is_own(since.as_ref()) && is_own(claim.as_ref());
+                    if !is_passing {
                         met.others += 1;
                         met.images.push(image(table, leaf.other));
                         met.version = met.version.take().max(held.version.clone());
                     }
-                    let claim = holding.since(leaf, number);
                     if claim.is_some_and(|claim| unique::yields(since.as_ref(), &claim)) {
                         self.hide(leaf, &held, &mut registers, arrival)?;
                     } else {
                         staying.push(place);
-                        // One transaction may pass through a state like this under a deferrable constraint.
-                        met.hidden |= !is_own_transaction;
+                        met.hidden |= !is_passing;
                     }
                 }
             }
