@@ -134,6 +134,13 @@ pub const LAYOUTS: &[Layout] = &[
         ..PLAIN
     },
     Layout {
+        name: "counter of a row with deferrable unique keys",
+        create: "create table {t} (id int primary key, v text, w text, n int not null,
+                                   unique (v) deferrable initially deferred, unique (w) deferrable)",
+        counts: true,
+        ..PLAIN
+    },
+    Layout {
         name: "counter in a partition",
         create: "create table {t} (id int primary key, v text, w text, n int not null) partition by hash (id);
                  create table {t}_0 partition of {t} for values with (modulus 2, remainder 0);
@@ -155,6 +162,14 @@ pub const LAYOUTS: &[Layout] = &[
         name: "merged columns of one unique key",
         create: "create table {t} (id int primary key, v text, w text unique, n int, unique (v, n))",
         swaps: false,
+        merges: true,
+        ..PLAIN
+    },
+    Layout {
+        name: "merged columns of deferrable unique keys",
+        create: "create table {t} (id int primary key, v text, w text, n int not null,
+                                   unique (v) deferrable initially deferred, unique (w) deferrable)",
+        counts: true,
         merges: true,
         ..PLAIN
     },

@@ -41,6 +41,7 @@ mod nested;
 mod outages;
 mod park;
 mod partitions;
+mod passing;
 mod pause;
 mod progress;
 mod promotion;

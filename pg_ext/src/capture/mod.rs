@@ -5,6 +5,7 @@
 //! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
 //! | `policy` | the same for tables with a policy: what is added to counters, and what is kept of it |
 //! | `emptied` | what a TRUNCATE leaves of their rows |
+//! | `passing` | rows that keep a unique value which another had in passing |
 //! | `promotion` | which tables take no writes while a promoted server catches up |
 //! | `truncated` | which partitioned tables a TRUNCATE names |
 //! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
@@ -17,6 +18,7 @@ mod buffer;
 mod emptied;
 mod encode;
 mod marks;
+mod passing;
 pub(crate) mod policy;
 mod promotion;
 mod relation;

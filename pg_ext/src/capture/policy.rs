@@ -14,10 +14,10 @@ use pgrx::{AnyNumeric, PgSqlErrorCode, pg_sys};
 use super::encode::{self, Scratch, Values};
 use super::relation::{self, Merged, Table};
 use super::trigger::{given_up, is_superseded, misused};
-use super::{replaced, transaction};
+use super::{passing, replaced, transaction};
 use crate::conflict::counter::{Added, Amount};
 use crate::conflict::kept;
-use crate::conflict::local::{Held, Kept, Local, Row};
+use crate::conflict::local::{Change, Held, Holder, Kept, Local, Row};
 use crate::conflict::register::{begin_scan, scan_keys};
 use crate::conflict::registers::identity_index;
 use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
@@ -64,12 +64,21 @@ impl Capture<'_> {
             match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
                 pg_sys::TRIGGER_EVENT_INSERT => self.insert(data.tg_trigtuple, &mut scratch)?,
                 pg_sys::TRIGGER_EVENT_DELETE => self.delete(data.tg_trigtuple, &mut scratch)?,
-                pg_sys::TRIGGER_EVENT_UPDATE => self.update(data.tg_trigtuple, data.tg_newtuple, &mut scratch)?,
+                pg_sys::TRIGGER_EVENT_UPDATE => self.update(data.tg_trigtuple, data.tg_newtuple, &mut scratch, &[])?,
                 _ => return Err(misused()),
             }
         }
         SCRATCH.set(scratch);
         Ok(())
+    }
+
+    /// Captures a row that was written again as it was, with these columns as changed.
+    ///
+    /// # Safety
+    /// Both tuples are of the relation, which is open.
+    pub(super) unsafe fn again(&self, old: pg_sys::HeapTuple, new: pg_sys::HeapTuple, columns: &[u16]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.update(old, new, &mut Scratch::default(), columns) }
     }
 
     unsafe fn insert(&self, tuple: pg_sys::HeapTuple, scratch: &mut Scratch) -> Result<()> {
@@ -107,16 +116,18 @@ impl Capture<'_> {
             transaction::add(self.table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
                 encode::write(old_key, RowWriter::delete(out, self.table.oid, replaced, &contributions, old_key.len()));
             })?;
-            self.gone(tuple, old, &before)?;
+            let holders = self.gone(Change::gone(old.row(tuple)), old, &before)?;
+            passing::give_back(self.table, self.relation, holders)
         }
-        Ok(())
     }
 
+    /// `again` are columns that count as changed whatever their values.
     unsafe fn update(
         &self,
         old_tuple: pg_sys::HeapTuple,
         new_tuple: pg_sys::HeapTuple,
         scratch: &mut Scratch,
+        again: &[u16],
     ) -> Result<()> {
         let Scratch { new, old, row, old_key, changed } = scratch;
         let (table, oid) = (self.table, self.table.oid);
@@ -125,9 +136,12 @@ impl Capture<'_> {
             old.deform(old_tuple, self.relation.rd_att, table.attributes);
             new.deform(new_tuple, self.relation.rd_att, table.attributes);
             let key_changed = encode::compare(table, old, new, changed);
+            again.iter().for_each(|&place| changed[usize::from(place / 8)] |= 1 << (place % 8));
             let before = self.before(old_tuple, old)?;
             let replaced = before.replaced;
             let superseded = is_superseded(new_tuple);
+            let rows = (old.row(old_tuple), new.row(new_tuple));
+            let mut holders = Vec::new();
             if key_changed {
                 encode::key(table, old, old_key)?;
                 let texts = self.texts(&self.deleted(old))?;
@@ -135,7 +149,7 @@ impl Capture<'_> {
                 transaction::add(table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
                     encode::write(old_key, RowWriter::delete(out, oid, replaced, &contributions, old_key.len()));
                 })?;
-                self.gone(old_tuple, old, &before)?;
+                holders = self.gone(Change::moved(rows.0, rows.1), old, &before)?;
             }
             let added = if key_changed { self.inserted(new_tuple, new)? } else { self.updated(old, new, changed)? };
             if superseded {
@@ -156,20 +170,20 @@ impl Capture<'_> {
                     encode::write(row, writer);
                 })?;
             }
-            let rows = (old.row(old_tuple), new.row(new_tuple));
+            let change = Change::updated(rows.0, rows.1);
             match (&table.merged, &before.columns) {
                 _ if key_changed => {}
                 (Some(merged), Some(columns)) => {
                     let relation = std::ptr::from_ref(self.relation).cast_mut();
-                    self.registers.updated_with(relation, rows.0, rows.1, |number| held(merged, columns, number));
+                    holders = self.registers.updated_with(relation, change, |number| held(merged, columns, number));
                     if !superseded {
                         self.stamp_updated(merged, columns, changed, rows.1);
                     }
                 }
-                _ => given_up(table, self.relation, rows, changed, replaced),
+                _ => holders = given_up(table, self.relation, change, changed, replaced),
             }
+            passing::give_back(table, self.relation, holders)
         }
-        Ok(())
     }
 
     /// What is known of the row that is replaced.
@@ -291,7 +305,7 @@ impl Capture<'_> {
     }
 
     /// Remembers a key that is gone. What this node saw is taken away, so nothing is left.
-    unsafe fn gone(&self, tuple: pg_sys::HeapTuple, old: &Values, before: &Before) -> Result<()> {
+    unsafe fn gone(&self, change: Change<'_>, old: &Values, before: &Before) -> Result<Vec<Holder>> {
         next_order();
         let replaced = before.replaced;
         let origin = if self.registers.has_uniques() { transaction::origin_name(replaced) } else { None };
@@ -304,10 +318,9 @@ impl Capture<'_> {
         let relation = std::ptr::from_ref(self.relation).cast_mut();
         // SAFETY: as the callers promise.
         unsafe {
-            let image = self.image(tuple, before)?;
-            self.registers.deleted_with(self.kept, relation, old.row(tuple), image.as_deref(), held, &left);
+            let image = self.image(change.old.tuple, before)?;
+            Ok(self.registers.deleted_with(self.kept, relation, change, image.as_deref(), held, &left))
         }
-        Ok(())
     }
 
     /// What a row adds that was written once more before its trigger fired: that write was captured already, counting

@@ -12,8 +12,8 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::encode::{self, Scratch};
 use super::relation::{self, Table};
-use super::{emptied, policy, replaced, transaction, truncated};
-use crate::conflict::local::{self, Held, Row};
+use super::{emptied, passing, policy, replaced, transaction, truncated};
+use crate::conflict::local::{self, Change, Held, Holder};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
 
@@ -155,20 +155,43 @@ unsafe fn delete(
         transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
             encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
         })?;
-        gone(table, relation, old.row(tuple), replaced);
-        Ok(())
+        gone(table, relation, Change::gone(old.row(tuple)), replaced)
     }
 }
 
 /// Remembers a key that is gone.
-unsafe fn gone(table: &Table, relation: &pg_sys::RelationData, row: Row<'_>, replaced: Replaced) {
-    if let Some(registers) = &table.registers {
-        let origin = if registers.has_uniques() { transaction::origin_name(replaced) } else { None };
-        let held = Held { replaced, origin: origin.as_deref() };
-        // SAFETY: as the callers promise.
-        unsafe { registers.deleted(std::ptr::from_ref(relation).cast_mut(), row, held) };
-        transaction::settle_if_late();
+unsafe fn gone(
+    table: &Rc<Table>,
+    relation: &pg_sys::RelationData,
+    change: Change<'_>,
+    replaced: Replaced,
+) -> Result<()> {
+    let Some(registers) = &table.registers else { return Ok(()) };
+    let origin = if registers.has_uniques() { transaction::origin_name(replaced) } else { None };
+    let held = Held { replaced, origin: origin.as_deref() };
+    // SAFETY: as the callers promise.
+    let holders = unsafe { registers.deleted(std::ptr::from_ref(relation).cast_mut(), change, held) };
+    transaction::settle_if_late();
+    // SAFETY: as the callers promise.
+    unsafe { passing::give_back(table, relation, holders) }
+}
+
+/// Captures a row that was written again as it was, with these columns as changed.
+///
+/// # Safety
+/// Both tuples are of the relation, which is open.
+pub(super) unsafe fn written_again(
+    table: &Rc<Table>,
+    relation: &pg_sys::RelationData,
+    (old, new): (pg_sys::HeapTuple, pg_sys::HeapTuple),
+    columns: &[u16],
+) -> Result<()> {
+    if let Some((registers, kept)) = table.kept() {
+        // SAFETY: as the caller promises.
+        return unsafe { policy::Capture { table, relation, registers, kept }.again(old, new, columns) };
     }
+    // SAFETY: as the caller promises.
+    unsafe { update(table, relation, old, new, &mut Scratch::default()) }
 }
 
 unsafe fn update(
@@ -209,12 +232,13 @@ unsafe fn update(
                 })?;
             }
         }
+        let rows = (old.row(old_tuple), new.row(new_tuple));
         if key_changed {
-            gone(table, relation, old.row(old_tuple), replaced);
+            gone(table, relation, Change::moved(rows.0, rows.1), replaced)
         } else {
-            given_up(table, relation, (old.row(old_tuple), new.row(new_tuple)), changed, replaced);
+            let holders = given_up(table, relation, Change::updated(rows.0, rows.1), changed, replaced);
+            passing::give_back(table, relation, holders)
         }
-        Ok(())
     }
 }
 
@@ -225,18 +249,20 @@ unsafe fn update(
 pub(super) unsafe fn given_up(
     table: &Table,
     relation: &pg_sys::RelationData,
-    (old, new): (Row<'_>, Row<'_>),
+    change: Change<'_>,
     changed: &[u8],
     replaced: Replaced,
-) {
-    let Some(registers) = table.registers.as_ref().filter(|registers| registers.has_uniques()) else { return };
+) -> Vec<Holder> {
+    let Some(registers) = table.registers.as_ref().filter(|registers| registers.has_uniques()) else {
+        return Vec::new();
+    };
     let is_changed = |attribute: usize| {
         let place = table.columns.iter().position(|column| column.attribute == attribute);
         place.is_some_and(|place| changed[place / 8] >> (place % 8) & 1 == 1)
     };
     let relation = std::ptr::from_ref(relation).cast_mut();
     // SAFETY: as the callers promise.
-    unsafe { registers.updated(relation, old, new, is_changed, replaced, transaction::origin_name) };
+    unsafe { registers.updated(relation, change, is_changed, replaced, transaction::origin_name) }
 }
 
 /// Whether this transaction has changed the row once more meanwhile. That change was or will be captured by itself: from

@@ -52,6 +52,25 @@ pub(crate) struct Row<'t> {
     pub(crate) datums: &'t [pg_sys::Datum],
 }
 
+/// What became of a row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Change<'t> {
+    pub(crate) old: Row<'t>,
+    new: Option<Row<'t>>,
+    /// It, if it is there under another key.
+    moved: Option<pg_sys::HeapTuple>,
+}
+
+/// A row that holds a unique value which another one was given and has lost again in this transaction: a deferrable
+/// constraint allows it in between.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    /// A copy of it, locked.
+    pub(crate) tuple: pg_sys::HeapTuple,
+    /// The number of the further unique index.
+    pub(crate) unique: usize,
+}
+
 /// Since when the row that a change replaced had been there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Held<'t> {
@@ -120,16 +139,17 @@ impl Local {
         self.key.iter().map(|&attribute| row.datums[attribute]).collect()
     }
 
-    /// A key is gone.
+    /// A key is gone; the row may be there under another. What is returned is to be given its values again, by
+    /// `capture::passing`, and so it is below.
     ///
     /// # Safety
     /// Inside the transaction that removed the row; `relation` is its table.
-    pub(crate) unsafe fn deleted(&self, relation: pg_sys::Relation, row: Row<'_>, held: Held<'_>) {
-        let key = self.key(row);
+    pub(crate) unsafe fn deleted(&self, relation: pg_sys::Relation, change: Change<'_>, held: Held<'_>) -> Vec<Holder> {
+        let key = self.key(change.old);
         // SAFETY: as the caller promises; `load` made sure that the register has the key's types.
         unsafe {
             pending::bury(self.tombstones, &key);
-            self.release(relation, &key, row, held);
+            self.release_all(relation, &key, change, |_| held.stored().map(|stored| (stored, 0)))
         }
     }
 
@@ -147,17 +167,17 @@ impl Local {
         &self,
         kept: &Kept,
         relation: pg_sys::Relation,
-        row: Row<'_>,
+        change: Change<'_>,
         image: Option<&[u8]>,
         held: impl Fn(usize) -> Option<(kept::Written, u64)>,
         residual: &[Amount],
-    ) {
-        let key = self.key(row);
+    ) -> Vec<Holder> {
+        let key = self.key(change.old);
         let none = pg_sys::Datum::from(0);
         // SAFETY: as the caller promises. Without a version the tombstone has that of the transaction.
         unsafe {
             kept.registers.remember(&key, ([none; 2], [true; 2]), residual, image);
-            self.truncated_with(relation, row, held);
+            self.release_all(relation, &key, change, held)
         }
     }
 
@@ -172,11 +192,8 @@ impl Local {
         row: Row<'_>,
         held: impl Fn(usize) -> Option<(kept::Written, u64)>,
     ) {
-        let key = self.key(row);
-        for (number, unique) in self.uniques.iter().enumerate() {
-            // SAFETY: as the caller promises.
-            unsafe { unique.release(relation, &key, row, None, held(number)) };
-        }
+        // SAFETY: as the caller promises. Nobody holds a value of a row that is to go: there was nothing left to check.
+        unsafe { self.release_all(relation, &self.key(row), Change::gone(row), held) };
     }
 
     /// As [`Self::updated`], in a table that merges by column.
@@ -186,22 +203,27 @@ impl Local {
     pub(crate) unsafe fn updated_with(
         &self,
         relation: pg_sys::Relation,
-        old: Row<'_>,
-        new: Row<'_>,
+        change: Change<'_>,
         held: impl Fn(usize) -> Option<(kept::Written, u64)>,
-    ) {
-        let key = self.key(old);
-        for (number, unique) in self.uniques.iter().enumerate() {
-            // SAFETY: as the caller promises.
-            unsafe { unique.release(relation, &key, old, Some(new), held(number)) };
-        }
+    ) -> Vec<Holder> {
+        // SAFETY: as the caller promises.
+        unsafe { self.release_all(relation, &self.key(change.old), change, held) }
     }
 
-    unsafe fn release(&self, relation: pg_sys::Relation, key: &[pg_sys::Datum], row: Row<'_>, held: Held<'_>) {
-        for unique in &self.uniques {
+    unsafe fn release_all(
+        &self,
+        relation: pg_sys::Relation,
+        key: &[pg_sys::Datum],
+        change: Change<'_>,
+        held: impl Fn(usize) -> Option<(kept::Written, u64)>,
+    ) -> Vec<Holder> {
+        let numbered = self.uniques.iter().enumerate();
+        let release = |(number, unique): (usize, &Unique)| {
             // SAFETY: as the callers promise.
-            unsafe { unique.release(relation, key, row, None, held.stored().map(|stored| (stored, 0))) };
-        }
+            let tuple = unsafe { unique.release(relation, key, change, held(number))? };
+            Some(Holder { tuple, unique: number })
+        };
+        numbered.filter_map(release).collect()
     }
 
     /// A row has another image under the same key. `changed` says of an attribute, by its index, whether it differs.
@@ -211,26 +233,23 @@ impl Local {
     pub(crate) unsafe fn updated(
         &self,
         relation: pg_sys::Relation,
-        old: Row<'_>,
-        new: Row<'_>,
+        change: Change<'_>,
         changed: impl Fn(usize) -> bool,
         replaced: Replaced,
         origin: impl FnOnce(Replaced) -> Option<String>,
-    ) {
-        let is_touched = |unique: &&Unique| {
+    ) -> Vec<Holder> {
+        let is_touched = |unique: &Unique| {
             unique.attributes.as_ref().is_none_or(|attributes| attributes.iter().any(|&a| changed(a)))
         };
-        let mut touched = self.uniques.iter().filter(is_touched).peekable();
-        if touched.peek().is_none() {
-            return;
+        let touched: Vec<bool> = self.uniques.iter().map(is_touched).collect();
+        if !touched.contains(&true) {
+            return Vec::new();
         }
-        let key = self.key(old);
         let origin = origin(replaced);
         let held = Held { replaced, origin: origin.as_deref() };
-        for unique in touched {
-            // SAFETY: as the caller promises.
-            unsafe { unique.release(relation, &key, old, Some(new), held.stored().map(|stored| (stored, 0))) };
-        }
+        let held = |number: usize| touched[number].then(|| held.stored()).flatten().map(|stored| (stored, 0));
+        // SAFETY: as the caller promises.
+        unsafe { self.release_all(relation, &self.key(change.old), change, held) }
     }
 }
 
@@ -251,34 +270,89 @@ impl Kept {
     }
 }
 
+impl<'t> Change<'t> {
+    /// A row that is gone.
+    pub(crate) fn gone(old: Row<'t>) -> Self {
+        Self { old, new: None, moved: None }
+    }
+
+    /// A row that has another image under its key.
+    pub(crate) fn updated(old: Row<'t>, new: Row<'t>) -> Self {
+        Self { old, new: Some(new), moved: None }
+    }
+
+    /// A row that has another key now.
+    pub(crate) fn moved(old: Row<'t>, new: Row<'t>) -> Self {
+        Self { old, new: None, moved: Some(new.tuple) }
+    }
+}
+
 impl Unique {
-    /// Remembers that the key held what `old` shows and `new` does not.
+    /// Remembers that the key held what `old` shows and `new` does not. Returns the row that holds it now, if it was
+    /// given and taken in this transaction.
     unsafe fn release(
         &self,
         relation: pg_sys::Relation,
         key: &[pg_sys::Datum],
-        old: Row<'_>,
-        new: Option<Row<'_>>,
+        change: Change<'_>,
         held: Option<(kept::Written, u64)>,
-    ) {
-        let Some((stamp, order)) = held else { return };
+    ) -> Option<pg_sys::HeapTuple> {
+        let (stamp, order) = held?;
+        let mut holder = None;
         // SAFETY: as the callers promise; what is made is freed, or goes with the transaction after an error.
         unsafe {
             let index = pg_sys::index_open(self.index, pg_sys::AccessShareLock.cast_signed());
             let info = pg_sys::BuildIndexInfo(index);
             let estate = pg_sys::CreateExecutorState();
-            let before = evaluated(relation, info, estate, old);
-            let after = new.and_then(|new| evaluated(relation, info, estate, new));
+            let before = evaluated(relation, info, estate, change.old);
+            let after = change.new.and_then(|new| evaluated(relation, info, estate, new));
             if let Some(before) = before
                 && !after.is_some_and(|after| index::are_equal(index, &before, &after))
             {
                 self.claims.release(&before, key, stamp, order);
+                if is_of_transaction(stamp) && !(*(*index).rd_index).indimmediate {
+                    holder = holder_of(relation, index, &before, change.moved);
+                }
             }
             pg_sys::ExecResetTupleTable((*estate).es_tupleTable, false);
             pg_sys::FreeExecutorState(estate);
             pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
         }
+        holder
     }
+}
+
+/// Whether a register stores it as the version of the transaction that writes it.
+fn is_of_transaction((_, no_stamp): kept::Written) -> bool {
+    no_stamp == [true; 2]
+}
+
+/// Locks the row that holds these values, but for the one that gave them up, and copies it.
+#[cold]
+unsafe fn holder_of(
+    relation: pg_sys::Relation,
+    index: pg_sys::Relation,
+    values: &Values,
+    moved: Option<pg_sys::HeapTuple>,
+) -> Option<pg_sys::HeapTuple> {
+    // SAFETY: as the callers promise: both are open, and so is the transaction. What this command wrote is to be seen.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
+        let own = moved.map(|tuple| (*tuple).t_self);
+        let tuple = index::lock_holder(relation, index, values, own, &[], slot).then(|| copied(slot));
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        tuple
+    }
+}
+
+/// A copy of a slot's row, with its place.
+///
+/// # Safety
+/// The slot is one of a table, and holds a row.
+pub(crate) unsafe fn copied(slot: *mut pg_sys::TupleTableSlot) -> pg_sys::HeapTuple {
+    // SAFETY: as the caller promises: such a slot has a heap tuple of its own.
+    unsafe { pg_sys::heap_copytuple(pg_sys::ExecFetchSlotHeapTuple(slot, false, std::ptr::null_mut())) }
 }
 
 unsafe fn evaluated(

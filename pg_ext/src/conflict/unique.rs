@@ -279,7 +279,8 @@ impl Claimant<'_> {
                     let is_own = |since: Option<&Since>| since.is_some_and(|since| since.version == *arrival.version);
                     // One transaction may pass through a state like this under a deferrable constraint. Not so if the
                     // value is a column's that some other transaction left in a row of which this one writes the rest.
-                    let is_passing = is_own(since.as_ref()) && is_own(claim.as_ref());
+                    let may_pass = !(*(*index).rd_index).indimmediate;
+                    let is_passing = may_pass && is_own(since.as_ref()) && is_own(claim.as_ref());
                     if !is_passing {
                         met.others += 1;
                         met.images.push(image(table, leaf.other));
