@@ -59,6 +59,10 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Empties the tombstones of a table as [`Bench::remember`] makes it.
+const FORGET: &str =
+    "do $$ begin execute format('truncate duplex.%I', 'tombstones_' || 'knows_nothing'::regclass::oid); end $$";
+
 impl Bench {
     fn source(&self) -> &Node {
         self.lab.node(0)
@@ -103,20 +107,23 @@ impl Bench {
         self.on_both("drop table wide").await
     }
 
-    /// The same INSERT of new rows into a table without tombstones and into one with as many.
+    /// The same INSERT of new rows into a table that remembers as many deleted keys and into one that has forgotten them.
     async fn remember(&mut self, scale: &Scale, round: usize) -> Result<f64> {
         let rows = scale.large_rows;
         let mut seconds = Vec::new();
-        // Both begin with a file that is empty and was full, and take turns in coming first.
+        // Both begin with files that are empty and were full, and take turns in coming first.
         let mut cases = [("remembers", true), ("knows_nothing", false)];
         cases.rotate_left(round % 2);
         for (table, remembers) in cases {
             self.on_both(&format!("{}; select duplex.enable('{table}')", wide::create(table))).await?;
             self.writing.exec(&wide::fill(table, 1, rows)).await?;
             self.applied().await?;
-            self.writing.exec(if remembers { "delete from remembers" } else { "truncate knows_nothing" }).await?;
+            self.writing.exec(&format!("delete from {table}")).await?;
             self.applied().await?;
             self.on_both(&format!("vacuum {table}")).await?;
+            if !remembers {
+                self.here.exec(FORGET).await?;
+            }
             self.writing.exec(&wide::fill(table, rows + 1, rows)).await?;
             seconds.push((remembers, self.applied().await?));
             let there = self.here.number(&format!("select count(*) from {table}")).await?;

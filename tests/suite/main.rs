@@ -55,6 +55,7 @@ mod security;
 mod settings;
 mod shapes;
 mod statements;
+mod tombstones;
 mod triggers;
 mod two_phase;
 mod types;

@@ -4,13 +4,14 @@
 //! Written at heap level, so that whoever may write the replicated table needs no right on it. The index is not unique:
 //! two sessions that remember the same key at once must not fail over it. Who reads takes the newest.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::ptr;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use crate::conflict::batch::Batch;
+use crate::conflict::probe::Probe;
 
 const EQUAL: i16 = pg_sys::BTEqualStrategyNumber as i16;
 
@@ -28,6 +29,8 @@ pub(crate) struct Register {
     keys: Vec<pg_sys::ScanKeyData>,
     /// Looks values up; made when first needed, since the memory that it takes costs more than a look.
     scan: Cell<pg_sys::IndexScanDesc>,
+    /// Says that there is nothing to look up. Made when first needed.
+    probe: OnceCell<Probe>,
 }
 
 /// What the reader of a register sees.
@@ -81,7 +84,7 @@ impl Register {
             let info = pg_sys::BuildIndexInfo(index);
             let slot = pg_sys::table_slot_create(heap, ptr::null_mut());
             pg_sys::MemoryContextSwitchTo(caller);
-            Self { heap, index, info, slot, context, keys, scan: Cell::new(ptr::null_mut()) }
+            Self { heap, index, info, slot, context, keys, scan: Cell::new(ptr::null_mut()), probe: OnceCell::new() }
         }
     }
 
@@ -92,6 +95,9 @@ impl Register {
     pub(crate) unsafe fn close(self) {
         // SAFETY: as the caller promises.
         unsafe {
+            if let Some(probe) = self.probe.into_inner() {
+                probe.close();
+            }
             if !self.scan.get().is_null() {
                 pg_sys::index_endscan(self.scan.get());
             }
@@ -201,7 +207,7 @@ impl Register {
         // SAFETY: as the callers promise.
         unsafe {
             let mut old = Vec::new();
-            self.find(values, &[], Sight::RowByRow, |entry| {
+            self.scan_for(values, &[], Sight::RowByRow, |entry| {
                 // A statement cannot take out what it has written itself; one more does no harm.
                 if !is_same_place(entry.place(), but) && (sight == Sight::Latest || !entry.is_own()) {
                     old.push(entry.place());
@@ -228,13 +234,17 @@ impl Register {
     ///
     /// # Safety
     /// The values are of the index's types; `each` does not keep the entry.
-    pub(crate) unsafe fn find(
-        &self,
-        values: &[pg_sys::Datum],
-        nulls: &[bool],
-        sight: Sight,
-        mut each: impl FnMut(Entry),
-    ) {
+    pub(crate) unsafe fn find(&self, values: &[pg_sys::Datum], nulls: &[bool], sight: Sight, each: impl FnMut(Entry)) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if nulls.contains(&true) || !self.probe().is_absent(values) {
+                self.scan_for(values, nulls, sight, each);
+            }
+        }
+    }
+
+    /// The same where it is known that the index has an entry.
+    unsafe fn scan_for(&self, values: &[pg_sys::Datum], nulls: &[bool], sight: Sight, mut each: impl FnMut(Entry)) {
         // SAFETY: as the caller promises; everything is given back below, or by the abort that an error leads to.
         unsafe {
             let mut by_row =
@@ -267,6 +277,18 @@ impl Register {
                 pg_sys::UnregisterSnapshot(snapshot);
             }
         }
+    }
+
+    unsafe fn probe(&self) -> &Probe {
+        self.probe.get_or_init(|| {
+            // SAFETY: the relations are open until this is closed, and the memory lives as long.
+            unsafe {
+                let caller = pg_sys::MemoryContextSwitchTo(self.context);
+                let probe = Probe::new(self.heap, self.index);
+                pg_sys::MemoryContextSwitchTo(caller);
+                probe
+            }
+        })
     }
 
     /// The scan, which is to see what the snapshot sees.
