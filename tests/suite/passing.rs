@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use duplex_lab::wait::when;
-use duplex_lab::{Lab, PATIENCE, until};
+use duplex_lab::{Lab, Node, PATIENCE, until};
 
 /// Tables of one kind each, with what follows their name where they are enabled.
 const TABLES: [(&str, &str); 3] =
@@ -32,15 +32,22 @@ fn names() -> Vec<&'static str> {
     TABLES.iter().map(|(table, _)| *table).collect()
 }
 
+/// Runs statements with all checks deferred; `{t}` stands for the table.
+async fn in_one_transaction(node: &Node, table: &str, statements: &[&str]) -> Result<()> {
+    let writer = node.connect().await?;
+    writer.exec("begin; set constraints all deferred").await?;
+    for statement in statements {
+        writer.exec(&statement.replace("{t}", table)).await?;
+    }
+    writer.exec("commit").await
+}
+
 #[tokio::test]
 async fn a_value_that_was_given_up_by_update_by_delete_and_under_another_key() -> Result<()> {
     let lab = lab().await?;
     let [a, b] = lab.pair();
     for table in names() {
-        let writer = a.connect().await?;
-        writer.exec("begin; set constraints all deferred").await?;
-        let sql = |sql: &str| sql.replace("{t}", table);
-        for statement in [
+        let statements = [
             "insert into {t} values (3, 'x', 30)",
             "update {t} set v = 'three' where id = 3",
             "insert into {t} values (4, 'y', 40)",
@@ -48,10 +55,8 @@ async fn a_value_that_was_given_up_by_update_by_delete_and_under_another_key() -
             "insert into {t} values (5, 'x', 50)",
             "update {t} set id = 6 where id = 5",
             "update {t} set v = 'six', n = n + 1 where id = 6",
-            "commit",
-        ] {
-            writer.exec(&sql(statement)).await?;
-        }
+        ];
+        in_one_transaction(a, table, &statements).await?;
     }
     lab.converges(&names()).await?;
     for table in names() {
@@ -73,10 +78,7 @@ async fn a_value_that_its_holder_was_given_in_the_same_transaction_or_that_is_ta
     let lab = lab().await?;
     let [a, b] = lab.pair();
     for table in names() {
-        let writer = a.connect().await?;
-        writer.exec("begin; set constraints all deferred").await?;
-        let sql = |sql: &str| sql.replace("{t}", table);
-        for statement in [
+        let statements = [
             // Both rows are this transaction's, and one statement writes holder and taker.
             "update {t} set v = 'new' where id = 1",
             "update {t} set v = 'new', n = n + 1 where id <= 2",
@@ -90,15 +92,49 @@ async fn a_value_that_its_holder_was_given_in_the_same_transaction_or_that_is_ta
             "update {t} set v = 'lost' where id = 1",
             "rollback to s",
             "update {t} set v = 'one' where id = 1",
-            "commit",
-        ] {
-            writer.exec(&sql(statement)).await?;
-        }
+        ];
+        in_one_transaction(a, table, &statements).await?;
     }
     lab.converges(&names()).await?;
     for table in names() {
         let rows = b.dump(table, &[]).await?;
         assert_eq!(rows, ["id=1 | n=11 | v=one", "id=2 | n=21 | v=two", "id=9 | n=90 | v=z"], "{table}");
+    }
+    Ok(())
+}
+
+/// Both by constraints of their own: the row is written again once, not once for each.
+#[tokio::test]
+async fn two_values_that_one_row_holds() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    for node in lab.nodes() {
+        for (table, options) in TABLES {
+            node.exec(&format!(
+                "create table {table} (id int primary key, v text unique deferrable, w text unique deferrable,
+                                       n int not null default 0);
+                 select duplex.enable('{table}'{options})"
+            ))
+            .await?;
+        }
+    }
+    for table in names() {
+        a.exec(&format!("insert into {table} values (1, 'x', 'y')")).await?;
+    }
+    lab.converges(&names()).await?;
+    for table in names() {
+        let statements = [
+            "insert into {t} values (2, 'x', 'y')",
+            "update {t} set v = 'v', w = 'w' where id = 2",
+            "insert into {t} values (3, 'x', 'y')",
+            "delete from {t} where id = 3",
+        ];
+        in_one_transaction(a, table, &statements).await?;
+    }
+    lab.converges(&names()).await?;
+    for table in names() {
+        let rows = b.dump(table, &[]).await?;
+        assert_eq!(rows, ["id=1 | n=0 | v=x | w=y", "id=2 | n=0 | v=v | w=w"], "{table}");
     }
     Ok(())
 }

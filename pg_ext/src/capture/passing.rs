@@ -16,23 +16,36 @@ use pgrx::pg_sys;
 use super::relation::Table;
 use super::trigger::written_again;
 use crate::apply::table::node;
+use crate::conflict::index::is_same;
 use crate::conflict::local::{Holder, copied};
 use crate::errors::Result;
 
-/// Writes each of these rows again, and captures that.
+/// Writes each of these rows again, and captures that. One that holds several values is written once.
 ///
 /// # Safety
 /// Inside a trigger of the relation, which has captured its own change; the rows are locked.
 pub(super) unsafe fn give_back(table: &Rc<Table>, relation: &pg_sys::RelationData, holders: Vec<Holder>) -> Result<()> {
-    for Holder { tuple, unique } in holders {
-        let columns = table.merged.as_ref().map_or(&[][..], |merged| &merged.indexes[unique]);
+    for (number, holder) in holders.iter().enumerate() {
+        if holders[..number].iter().any(|other| is_one_row(other, holder)) {
+            continue;
+        }
+        let mut columns = Vec::new();
+        if let Some(merged) = &table.merged {
+            let values = holders[number..].iter().filter(|other| is_one_row(other, holder));
+            columns.extend(values.flat_map(|value| &merged.indexes[value.unique]));
+        }
         // SAFETY: as the caller promises.
         unsafe {
-            let new = write_again(std::ptr::from_ref(relation).cast_mut(), tuple);
-            written_again(table, relation, (tuple, new), columns)?;
+            let new = write_again(std::ptr::from_ref(relation).cast_mut(), holder.tuple);
+            written_again(table, relation, (holder.tuple, new), &columns)?;
         }
     }
     Ok(())
+}
+
+fn is_one_row(one: &Holder, other: &Holder) -> bool {
+    // SAFETY: both are copies of rows, with their places.
+    unsafe { is_same((*one.tuple).t_self, (*other.tuple).t_self) }
 }
 
 /// Puts a copy in a row's place, and returns one of it. No trigger and no check has anything to say to that.
