@@ -26,6 +26,7 @@ mod echo;
 mod enabling;
 mod failover;
 mod faults;
+mod finding;
 mod flush;
 mod forgetting;
 mod gap;

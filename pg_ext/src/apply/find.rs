@@ -1,11 +1,14 @@
 //! Finding a row by its key: the same steps as the server's `RelationFindReplTupleByIndex`, with the scan kept for as
 //! long as the table is open. The server makes one anew for each row, and its memory alone is tens of kilobytes.
+//!
+//! From the second row on the index is not scanned but looked into, which costs a third.
 
 use std::ptr;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, ereport, pg_sys};
 
+use crate::btree::{Found, Probe, index_fetch_heap, let_go};
 use crate::conflict::register::{begin_scan, scan_keys};
 
 /// Looks rows of one table up in the index of its key.
@@ -20,6 +23,10 @@ pub(crate) struct Finder {
     snapshot: Box<pg_sys::SnapshotData>,
     /// Where the scan takes memory, now and later.
     context: pg_sys::MemoryContext,
+    index: pg_sys::Relation,
+    /// Made when the second row is looked for: for one, the scan is as good.
+    probe: Option<Probe>,
+    has_looked: bool,
 }
 
 impl Finder {
@@ -34,7 +41,17 @@ impl Finder {
             let attributes = form.indkey.values.as_slice(usize::from(form.indnkeyatts.cast_unsigned())).to_vec();
             let keys = scan_keys(index, &vec![pg_sys::Datum::from(0); attributes.len()], &[]);
             let scan = begin_scan(rel, index, &raw mut *snapshot, keys.len());
-            Self { rel, scan, keys, attributes, snapshot, context: pg_sys::CurrentMemoryContext }
+            Self {
+                rel,
+                scan,
+                keys,
+                attributes,
+                snapshot,
+                context: pg_sys::CurrentMemoryContext,
+                index,
+                probe: None,
+                has_looked: false,
+            }
         }
     }
 
@@ -79,8 +96,38 @@ impl Finder {
         }
     }
 
-    /// The first row that the index finds; then its pins are given back, which would keep the page from being pruned.
+    /// The first row that the index finds. No pin is left, which would keep a page from being pruned or vacuumed.
     unsafe fn look(&mut self, found: *mut pg_sys::TupleTableSlot) -> bool {
+        let has_null = self.keys.iter().any(|key| key.sk_flags != 0);
+        if !std::mem::replace(&mut self.has_looked, true) || has_null {
+            // SAFETY: as the caller promises.
+            return unsafe { self.scan(found) };
+        }
+        // SAFETY: as the caller promises; the memory lives as long as the scan.
+        unsafe {
+            let probe = self.probe.get_or_insert_with(|| {
+                let caller = pg_sys::MemoryContextSwitchTo(self.context);
+                let probe = Probe::new(self.rel, self.index);
+                pg_sys::MemoryContextSwitchTo(caller);
+                probe
+            });
+            let (scan, keys) = (self.scan, &self.keys);
+            let is_there = guarded(|| {
+                let is_there = match probe.look_up(keys.iter().map(|key| key.sk_argument)) {
+                    Found::Absent => Some(false),
+                    Found::Rows(rows) => fetch(scan, rows.places(), found),
+                    Found::Perhaps => None,
+                };
+                let_go(scan);
+                probe.unpin();
+                is_there
+            });
+            is_there.unwrap_or_else(|| self.scan(found))
+        }
+    }
+
+    /// The same by a scan, which marks entries of rows that are gone.
+    unsafe fn scan(&mut self, found: *mut pg_sys::TupleTableSlot) -> bool {
         let (keys, count) = (self.keys.as_mut_ptr(), self.keys.len() as i32);
         // SAFETY: as the caller promises.
         unsafe {
@@ -118,8 +165,46 @@ impl Finder {
     /// Only after everything went well: an abort does it by itself.
     pub(crate) unsafe fn close(self) {
         // SAFETY: begun by `new`.
-        unsafe { pg_sys::index_endscan(self.scan) };
+        unsafe {
+            if let Some(probe) = self.probe {
+                probe.close();
+            }
+            pg_sys::index_endscan(self.scan);
+        }
     }
+}
+
+/// The first row at one of these places that the scan's snapshot sees. `None` if several are gone for everybody: a scan
+/// marks their entries, so that nobody meets them again.
+///
+/// # Safety
+/// Inside a guard; the slot is of the table's layout, and the leaf that told of the places is pinned.
+unsafe fn fetch(
+    scan: pg_sys::IndexScanDesc,
+    places: &[pg_sys::ItemPointerData],
+    found: *mut pg_sys::TupleTableSlot,
+) -> Option<bool> {
+    let mut gone = 0;
+    // SAFETY: as the caller promises. What `index_getnext_slot` does with each entry of a scan.
+    unsafe {
+        for &place in places {
+            (*scan).xs_heaptid = place;
+            (*scan).xs_heap_continue = false;
+            loop {
+                if index_fetch_heap(scan, found) {
+                    return Some(true);
+                }
+                if !(*scan).xs_heap_continue {
+                    break;
+                }
+            }
+            gone += u32::from((*scan).kill_prior_tuple);
+            if gone > 1 {
+                return None;
+            }
+        }
+    }
+    Some(false)
 }
 
 /// A row that was found cannot be written for a reason that should not be.

@@ -56,7 +56,7 @@ pub(crate) struct Leaf {
 /// Where rows go.
 #[derive(Debug)]
 pub(crate) enum Storage {
-    Plain(Leaf),
+    Plain(Box<Leaf>),
     Partitioned(Routing),
 }
 
@@ -119,7 +119,7 @@ impl Table {
                 pg_sys::RELKIND_RELATION => {
                     pg_sys::ExecOpenIndices(info, false);
                     let leaf = Leaf::new(info, estate, &target, None, remote, &mut deferrable)?;
-                    Storage::Plain(leaf)
+                    Storage::Plain(Box::new(leaf))
                 }
                 pg_sys::RELKIND_PARTITIONED_TABLE => Storage::Partitioned(Routing::new(estate, rel, info)),
                 _ => {

@@ -8,7 +8,6 @@
 //! | `version` | the version of a row, read from PostgreSQL's commit-timestamp store |
 //! | `registers` | which registers a table has here |
 //! | `register` | one register: a small table of its own, written at heap level |
-//! | `probe` | whether a register's index has an entry at all |
 //! | `batch` | rows of a register that are written many at a time |
 //! | `tombstone` | keys that are gone or hidden |
 //! | `claim` | unique values that were given up, or claimed in vain |
@@ -38,7 +37,6 @@ pub(crate) mod kept;
 pub(crate) mod local;
 pub(crate) mod pending;
 pub(crate) mod policy;
-mod probe;
 pub(crate) mod register;
 pub(crate) mod registers;
 pub(crate) mod row_memory;

@@ -10,8 +10,8 @@ use std::ptr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
+use crate::btree::{Found, Probe, index_fetch_heap, let_go};
 use crate::conflict::batch::Batch;
-use crate::conflict::probe::Probe;
 
 const EQUAL: i16 = pg_sys::BTEqualStrategyNumber as i16;
 
@@ -29,7 +29,7 @@ pub(crate) struct Register {
     keys: Vec<pg_sys::ScanKeyData>,
     /// Looks values up; made when first needed, since the memory that it takes costs more than a look.
     scan: Cell<pg_sys::IndexScanDesc>,
-    /// Says that there is nothing to look up. Made when first needed.
+    /// Says what there is to look up. Made when first needed.
     probe: OnceCell<Probe>,
 }
 
@@ -207,7 +207,7 @@ impl Register {
         // SAFETY: as the callers promise.
         unsafe {
             let mut old = Vec::new();
-            self.scan_for(values, &[], Sight::RowByRow, |entry| {
+            self.find(values, &[], Sight::RowByRow, |entry| {
                 // A statement cannot take out what it has written itself; one more does no harm.
                 if !is_same_place(entry.place(), but) && (sight == Sight::Latest || !entry.is_own()) {
                     old.push(entry.place());
@@ -234,47 +234,86 @@ impl Register {
     ///
     /// # Safety
     /// The values are of the index's types; `each` does not keep the entry.
-    pub(crate) unsafe fn find(&self, values: &[pg_sys::Datum], nulls: &[bool], sight: Sight, each: impl FnMut(Entry)) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            if nulls.contains(&true) || !self.probe().is_absent(values) {
-                self.scan_for(values, nulls, sight, each);
-            }
-        }
-    }
-
-    /// The same where it is known that the index has an entry.
-    unsafe fn scan_for(&self, values: &[pg_sys::Datum], nulls: &[bool], sight: Sight, mut each: impl FnMut(Entry)) {
+    pub(crate) unsafe fn find(
+        &self,
+        values: &[pg_sys::Datum],
+        nulls: &[bool],
+        sight: Sight,
+        mut each: impl FnMut(Entry),
+    ) {
         // SAFETY: as the caller promises; everything is given back below, or by the abort that an error leads to.
         unsafe {
+            let look_up = || match nulls.contains(&true) {
+                true => Found::Perhaps,
+                false => {
+                    let probe = self.probe();
+                    guarded(|| {
+                        let found = probe.look_up(values.iter().copied());
+                        if !matches!(found, Found::Rows(_)) {
+                            probe.unpin();
+                        }
+                        found
+                    })
+                }
+            };
+            if let Found::Absent = look_up() {
+                return;
+            }
             let mut by_row =
                 pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
             let snapshot = match sight {
                 Sight::Latest => pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()),
                 Sight::RowByRow => &raw mut by_row,
             };
-            let mut keys = if nulls.contains(&true) { scan_keys(self.index, values, nulls) } else { self.keys.clone() };
-            for (key, value) in keys.iter_mut().zip(values) {
-                key.sk_argument = *value;
-            }
+            // Once more: what came between the first look and the snapshot may stand for what went then.
+            let found = look_up();
             let scan = self.scan(snapshot);
-            pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, ptr::null_mut(), 0);
             let slot = self.slot;
-            loop {
-                // The scan takes memory as it goes, which it gives back when it is ended.
-                let caller = pg_sys::MemoryContextSwitchTo(self.context);
-                let is_there = pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
-                pg_sys::MemoryContextSwitchTo(caller);
-                if !is_there {
-                    break;
-                }
+            let mut show = || {
                 pg_sys::slot_getsomeattrs_int(slot, (*(*slot).tts_tupleDescriptor).natts);
                 each(Entry { slot });
+            };
+            match found {
+                Found::Absent => {}
+                Found::Rows(rows) => {
+                    fetch(scan, rows.places(), slot, &mut show);
+                    let probe = self.probe();
+                    guarded(|| probe.unpin());
+                }
+                Found::Perhaps => self.scan_for(values, nulls, scan, &mut show),
             }
             let clear = (*(*slot).tts_ops).clear.expect("a slot can be cleared");
             guarded(|| clear(slot));
             if let Sight::Latest = sight {
                 pg_sys::UnregisterSnapshot(snapshot);
+            }
+        }
+    }
+
+    /// Where it is not known which rows the index has entries of.
+    unsafe fn scan_for(
+        &self,
+        values: &[pg_sys::Datum],
+        nulls: &[bool],
+        scan: pg_sys::IndexScanDesc,
+        mut show: impl FnMut(),
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut keys = if nulls.contains(&true) { scan_keys(self.index, values, nulls) } else { self.keys.clone() };
+            for (key, value) in keys.iter_mut().zip(values) {
+                key.sk_argument = *value;
+            }
+            pg_sys::index_rescan(scan, keys.as_mut_ptr(), keys.len() as i32, ptr::null_mut(), 0);
+            loop {
+                // The scan takes memory as it goes, which it gives back when it is ended.
+                let caller = pg_sys::MemoryContextSwitchTo(self.context);
+                let is_there = pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot);
+                pg_sys::MemoryContextSwitchTo(caller);
+                if !is_there {
+                    break;
+                }
+                show();
             }
         }
     }
@@ -357,6 +396,32 @@ impl Register {
                 equal.value() != 0
             }
         })
+    }
+}
+
+/// Shows what a scan's snapshot sees at these places.
+///
+/// # Safety
+/// The slot is of the register's layout, and the leaf that told of the places is pinned.
+unsafe fn fetch(
+    scan: pg_sys::IndexScanDesc,
+    places: &[pg_sys::ItemPointerData],
+    slot: *mut pg_sys::TupleTableSlot,
+    mut show: impl FnMut(),
+) {
+    // SAFETY: as the caller promises. What `index_getnext_slot` does with each entry of a scan.
+    unsafe {
+        for &place in places {
+            (*scan).xs_heaptid = place;
+            (*scan).xs_heap_continue = false;
+            while guarded(|| index_fetch_heap(scan, slot)) {
+                show();
+                if !(*scan).xs_heap_continue {
+                    break;
+                }
+            }
+        }
+        guarded(|| let_go(scan));
     }
 }
 
