@@ -9,36 +9,42 @@ use crate::report::{Bound, Report, median};
 use crate::scale::Scale;
 use crate::wide;
 
+/// What the transaction does.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// What is measured, in this order. The last two find the keys remembered as deleted.
+const CASES: [(&str, Kind, Option<Bound>); 5] = [
+    ("large: INSERT until equal", Kind::Insert, Some(Bound::AsNative)),
+    ("large: UPDATE until equal", Kind::Update, Some(Bound::AsNative)),
+    ("large: DELETE until equal", Kind::Delete, Some(Bound::AsNative)),
+    ("large: INSERT of the deleted keys again", Kind::Insert, None),
+    ("large: DELETE of the same keys again", Kind::Delete, None),
+];
+
 pub(crate) async fn measure(scale: &Scale, paths: &mut [&mut Path], report: &mut Report) -> Result<()> {
     let rows = scale.large_rows;
-    // Whole transactions arrive whole; the older pipeline's rows arrive one by one, in the order of the heap.
-    let cases = [
-        (
-            "large: INSERT until equal",
-            wide::fill("wide", 1, rows),
-            format!("exists (select from wide where id = {rows})"),
-        ),
-        (
-            "large: UPDATE until equal",
-            format!("update wide set {}", wide::CHANGE),
-            format!("exists (select from wide where id = {rows} and a = {} + 1)", rows % 1000),
-        ),
-        ("large: DELETE until equal", "delete from wide".to_owned(), "not exists (select from wide)".to_owned()),
-    ];
-    let mut rates = vec![vec![Vec::new(); cases.len()]; paths.len()];
-    for _ in 0..scale.rounds {
+    let mut rates = vec![vec![Vec::new(); CASES.len()]; paths.len()];
+    for round in 0..scale.rounds {
+        // Keys that nobody has seen before: what deleting and inserting the same ones again costs is measured by itself.
+        let first = 1 + round as u32 * rows;
         for (path, rates) in paths.iter_mut().zip(&mut rates) {
             path.go().await?;
             let (source, target) = (path.source().connect().await?, path.target().connect().await?);
             awake(path).await?;
-            for ((name, write, reached), rates) in cases.iter().zip(rates.iter_mut()) {
+            for ((name, kind, _), rates) in CASES.iter().zip(rates.iter_mut()) {
+                let (write, reached) = statements(*kind, first, rows);
                 source.exec("checkpoint").await?;
                 target.exec("checkpoint").await?;
                 let before = path.processors().await?;
                 let started = Instant::now();
-                source.exec(write).await?;
+                source.exec(&write).await?;
                 let written = started.elapsed();
-                path.reaches(&target, reached).await?;
+                path.reaches(&target, &reached).await?;
                 let all = started.elapsed();
                 rates.push(f64::from(rows) / all.as_secs_f64());
                 report.log(&format!(
@@ -55,11 +61,25 @@ pub(crate) async fn measure(scale: &Scale, paths: &mut [&mut Path], report: &mut
         }
     }
     for (index, path) in paths.iter().enumerate() {
-        for ((name, ..), rates) in cases.iter().zip(&rates[index]) {
-            report.more(name, "rows/s", Some(Bound::AsNative), path.system(), median(rates));
+        for ((name, _, bound), rates) in CASES.iter().zip(&rates[index]) {
+            report.more(name, "rows/s", *bound, path.system(), median(rates));
         }
     }
     Ok(())
+}
+
+/// The statement, and what shows at the target that all of it is there: whole transactions arrive whole, and the older
+/// pipeline's rows arrive one by one, in the order of the heap.
+fn statements(kind: Kind, first: u32, rows: u32) -> (String, String) {
+    let last = first + rows - 1;
+    match kind {
+        Kind::Insert => (wide::fill("wide", first, rows), format!("exists (select from wide where id = {last})")),
+        Kind::Update => (
+            format!("update wide set {}", wide::CHANGE),
+            format!("exists (select from wide where id = {last} and a = {} + 1)", last % 1000),
+        ),
+        Kind::Delete => ("delete from wide".to_owned(), "not exists (select from wide)".to_owned()),
+    }
 }
 
 /// Waits until a system that was at rest is at work again.
