@@ -1,5 +1,6 @@
 //! The version of the row that a change replaces, from the transaction that had written it.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
 use duplex_protocol::entry::Replaced;
@@ -49,22 +50,61 @@ pub(super) fn of_transaction(xid: pg_sys::TransactionId) -> Replaced {
 }
 
 fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
-    let mut commit_ts = 0;
-    let mut origin = 0;
-    // SAFETY: lookups by transaction id; the second raises an ERROR while timestamps are not tracked and for id 0, which
-    // is why both are asked first.
-    unsafe {
-        if pg_sys::TransactionIdIsCurrentTransactionId(xmin) {
-            return Replaced::SameTransaction;
-        }
-        let is_known = pg_sys::track_commit_timestamp
-            && xmin != pg_sys::TransactionId::INVALID
-            && pg_sys::TransactionIdGetCommitTsData(xmin, &mut commit_ts, &mut origin);
-        if !is_known {
-            return Replaced::Ancient;
-        }
+    // SAFETY: a lookup by transaction id.
+    if unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xmin) } {
+        return Replaced::SameTransaction;
     }
-    Replaced::Version { commit_ts, origin: sender_of(u32::from(origin)) }
+    match commit_of(xmin) {
+        Some(Commit { commit_ts, origin, .. }) => Replaced::Version { commit_ts, origin: sender_of(origin) },
+        None => Replaced::Ancient,
+    }
+}
+
+/// When and from where a transaction was committed, which never changes.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    xid: pg_sys::TransactionId,
+    commit_ts: Timestamp,
+    origin: u32,
+    /// The transaction in which it was looked up; 0 in a place that is free.
+    asked_by: u64,
+}
+
+/// So many are kept, each in the one place that its id says.
+const KEPT: usize = 128;
+/// Ids come round again after four times as many.
+const VALID: u64 = 1 << 30;
+
+thread_local! {
+    static COMMITS: Cell<[Commit; KEPT]> = const {
+        Cell::new([Commit { xid: pg_sys::TransactionId::INVALID, commit_ts: 0, origin: 0, asked_by: 0 }; KEPT])
+    };
+}
+
+/// What the server knows of a commit. Of the transactions that wrote the rows which a session changes some come again and
+/// again (a load, its own last ones), and the server goes through hundreds of pages in memory for each, or reads a file.
+fn commit_of(xid: pg_sys::TransactionId) -> Option<Commit> {
+    COMMITS.with(|commits| {
+        let place = &commits.as_array_of_cells()[xid.into_inner() as usize % KEPT];
+        // SAFETY: the transaction has written a row, so it has an id.
+        let asked_by = unsafe { pg_sys::GetTopFullTransactionId().value };
+        let kept = place.get();
+        if kept.xid == xid && kept.asked_by != 0 && asked_by - kept.asked_by < VALID {
+            return Some(kept);
+        }
+        let (mut commit_ts, mut origin) = (0, 0);
+        // SAFETY: a lookup by transaction id, which raises an ERROR while timestamps are not tracked and for id 0.
+        let is_known = unsafe {
+            pg_sys::track_commit_timestamp
+                && xid != pg_sys::TransactionId::INVALID
+                && pg_sys::TransactionIdGetCommitTsData(xid, &mut commit_ts, &mut origin)
+        };
+        let commit = Commit { xid, commit_ts, origin: u32::from(origin), asked_by };
+        is_known.then(|| {
+            place.set(commit);
+            commit
+        })
+    })
 }
 
 /// The number by which the body refers to the node behind a replication origin. An origin of somebody else's is nobody

@@ -175,13 +175,9 @@ fn flush() -> Result<()> {
         Result::Ok((std::mem::take(&mut current.buffer), current.flushed))
     })?;
     if !buffer.is_empty() {
-        // SAFETY: inside a transaction that is not aborted; an ERROR leaves the snapshot for the abort to pop.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
         let mut writer = QueueWriter::open(after)?;
         buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?;
         let point = writer.close();
-        // SAFETY: the snapshot pushed above is the newest one.
-        unsafe { pg_sys::PopActiveSnapshot() };
         CURRENT.with_borrow_mut(|current| current.flushed = Some(point));
     }
     CURRENT.with_borrow_mut(|current| {
