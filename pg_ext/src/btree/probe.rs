@@ -131,7 +131,8 @@ impl Probe {
                 Look::Here(found, offset) => (found, offset),
                 Look::Elsewhere => (Found::Perhaps, 0),
             };
-            self.at.set(Place { leaf, block: BufferGetBlockNumber(leaf), is_pinned: true, offset });
+            let block = if leaf == at.leaf { at.block } else { BufferGetBlockNumber(leaf) };
+            self.at.set(Place { leaf, block, is_pinned: true, offset });
             found
         }
     }
