@@ -7,7 +7,7 @@
 //! | `queue` | the queue tables: appending, draining by snapshots, rotating |
 //! | `apply` | a peer's transactions, written at the executor's level |
 //! | `conflict` | which of two writes of a row stays |
-//! | `btree` | looking a key up in an index without a scan |
+//! | `btree` | looking a key up in an index, mostly without a scan |
 //! | `gucs`, `errors`, `node` | settings; errors as PostgreSQL reports them; who this node and its peers are |
 //!
 //! The SQL side is written by hand in `/sql`; a test compares its C declarations with the functions here.

@@ -1,15 +1,14 @@
 //! Finding a row by its key: the same steps as the server's `RelationFindReplTupleByIndex`, with the scan kept for as
 //! long as the table is open. The server makes one anew for each row, and its memory alone is tens of kilobytes.
 //!
-//! From the second row on the index is not scanned but looked into, which costs a third.
+//! From the second row on the index is not scanned but looked into, which costs less.
 
 use std::ptr;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, ereport, pg_sys};
 
-use crate::btree::{Found, Probe, index_fetch_heap, let_go};
-use crate::conflict::register::{begin_scan, scan_keys};
+use crate::btree::{Found, Probe, begin_scan, fetch, let_go, scan_keys};
 
 /// Looks rows of one table up in the index of its key.
 #[derive(Debug)]
@@ -115,7 +114,7 @@ impl Finder {
             let is_there = guarded(|| {
                 let is_there = match probe.look_up(keys.iter().map(|key| key.sk_argument)) {
                     Found::Absent => Some(false),
-                    Found::Rows(rows) => fetch(scan, rows.places(), found),
+                    Found::Rows(rows) => first_of(scan, rows.places(), found),
                     Found::Perhaps => None,
                 };
                 let_go(scan);
@@ -179,29 +178,22 @@ impl Finder {
 ///
 /// # Safety
 /// Inside a guard; the slot is of the table's layout, and the leaf that told of the places is pinned.
-unsafe fn fetch(
+unsafe fn first_of(
     scan: pg_sys::IndexScanDesc,
     places: &[pg_sys::ItemPointerData],
     found: *mut pg_sys::TupleTableSlot,
 ) -> Option<bool> {
     let mut gone = 0;
-    // SAFETY: as the caller promises. What `index_getnext_slot` does with each entry of a scan.
-    unsafe {
-        for &place in places {
-            (*scan).xs_heaptid = place;
-            (*scan).xs_heap_continue = false;
-            loop {
-                if index_fetch_heap(scan, found) {
-                    return Some(true);
-                }
-                if !(*scan).xs_heap_continue {
-                    break;
-                }
+    for &place in places {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if fetch(scan, place, found) {
+                return Some(true);
             }
             gone += u32::from((*scan).kill_prior_tuple);
-            if gone > 1 {
-                return None;
-            }
+        }
+        if gone > 1 {
+            return None;
         }
     }
     Some(false)

@@ -72,8 +72,6 @@ unsafe extern "C-unwind" {
         block: pg_sys::BlockNumber,
         buffer: pg_sys::Buffer,
     ) -> bool;
-    /// Puts the row that `xs_heaptid` points to into the slot, if the scan's snapshot sees it.
-    pub(crate) fn index_fetch_heap(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> bool;
 }
 
 /// The leaf that the key belongs to, pinned and locked; 0 if the tree has no root yet.
@@ -107,17 +105,5 @@ pub(super) unsafe fn pin(index: pg_sys::Relation, block: pg_sys::BlockNumber, bu
         #[cfg(not(feature = "pg15"))]
         let file = (*index).rd_locator;
         ReadRecentBuffer(file, pg_sys::ForkNumber::MAIN_FORKNUM, block, buffer)
-    }
-}
-
-/// Gives back the pin of the page where a scan has fetched its last row.
-///
-/// # Safety
-/// Inside a guard; the scan is of a heap.
-pub(crate) unsafe fn let_go(scan: pg_sys::IndexScanDesc) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let reset = (*(*(*scan).heapRelation).rd_tableam).index_fetch_reset.expect("a heap can be read by an index");
-        reset((*scan).xs_heapfetch);
     }
 }

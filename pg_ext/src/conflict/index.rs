@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
-use crate::conflict::register::{begin_scan, scan_keys};
+use crate::btree::{begin_scan, scan_keys};
 
 const MOST: usize = pg_sys::INDEX_MAX_KEYS as usize;
 

@@ -10,10 +10,8 @@ use std::ptr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
-use crate::btree::{Found, Probe, index_fetch_heap, let_go};
+use crate::btree::{Found, Probe, begin_scan, fetch, let_go, scan_keys};
 use crate::conflict::batch::Batch;
-
-const EQUAL: i16 = pg_sys::BTEqualStrategyNumber as i16;
 
 /// A register that is open.
 #[derive(Debug)]
@@ -276,9 +274,17 @@ impl Register {
             match found {
                 Found::Absent => {}
                 Found::Rows(rows) => {
-                    fetch(scan, rows.places(), slot, &mut show);
+                    // These rows are never updated: there is one at a place, or none.
+                    for &place in rows.places() {
+                        if guarded(|| fetch(scan, place, slot)) {
+                            show();
+                        }
+                    }
                     let probe = self.probe();
-                    guarded(|| probe.unpin());
+                    guarded(|| {
+                        let_go(scan);
+                        probe.unpin();
+                    });
                 }
                 Found::Perhaps => self.scan_for(values, nulls, scan, &mut show),
             }
@@ -399,32 +405,6 @@ impl Register {
     }
 }
 
-/// Shows what a scan's snapshot sees at these places.
-///
-/// # Safety
-/// The slot is of the register's layout, and the leaf that told of the places is pinned.
-unsafe fn fetch(
-    scan: pg_sys::IndexScanDesc,
-    places: &[pg_sys::ItemPointerData],
-    slot: *mut pg_sys::TupleTableSlot,
-    mut show: impl FnMut(),
-) {
-    // SAFETY: as the caller promises. What `index_getnext_slot` does with each entry of a scan.
-    unsafe {
-        for &place in places {
-            (*scan).xs_heaptid = place;
-            (*scan).xs_heap_continue = false;
-            while guarded(|| index_fetch_heap(scan, slot)) {
-                show();
-                if !(*scan).xs_heap_continue {
-                    break;
-                }
-            }
-        }
-        guarded(|| let_go(scan));
-    }
-}
-
 impl Entry {
     /// Where the row is.
     pub(crate) fn place(self) -> pg_sys::ItemPointerData {
@@ -463,68 +443,4 @@ pub(crate) fn is_same_place(mut one: pg_sys::ItemPointerData, mut other: pg_sys:
 pub(crate) unsafe fn raw_xmin(slot: *mut pg_sys::TupleTableSlot) -> pg_sys::TransactionId {
     // SAFETY: as the caller promises.
     unsafe { (*(*(*slot.cast::<pg_sys::HeapTupleTableSlot>()).tuple).t_data).t_choice.t_heap.t_xmin }
-}
-
-/// The function behind the `=` of an index's column.
-///
-/// # Safety
-/// The index is open and has the column.
-unsafe fn equality(index: pg_sys::Relation, column: usize) -> pg_sys::Oid {
-    // SAFETY: as the caller promises: the arrays have one entry a column.
-    unsafe {
-        let family = *(*index).rd_opfamily.add(column);
-        let of = *(*index).rd_opcintype.add(column);
-        pg_sys::get_opcode(pg_sys::get_opfamily_member(family, of, of, EQUAL))
-    }
-}
-
-/// Keys of a scan for rows that are equal in all columns of an index; NULL is equal to NULL.
-///
-/// # Safety
-/// The index is open, the values are of its columns' types.
-pub(crate) unsafe fn scan_keys(
-    index: pg_sys::Relation,
-    values: &[pg_sys::Datum],
-    nulls: &[bool],
-) -> Vec<pg_sys::ScanKeyData> {
-    let mut keys = vec![pg_sys::ScanKeyData::default(); values.len()];
-    for (column, key) in keys.iter_mut().enumerate() {
-        let null = nulls.get(column).copied().unwrap_or(false);
-        let flags = if null { pg_sys::SK_ISNULL | pg_sys::SK_SEARCHNULL } else { 0 };
-        // SAFETY: as the caller promises.
-        unsafe {
-            let procedure = if null { pg_sys::InvalidOid } else { equality(index, column) };
-            let strategy = if null { 0 } else { EQUAL as u16 };
-            pg_sys::ScanKeyEntryInitialize(
-                key,
-                flags.cast_signed(),
-                column as i16 + 1,
-                strategy,
-                *(*index).rd_opcintype.add(column),
-                *(*index).rd_indcollation.add(column),
-                procedure,
-                values[column],
-            );
-        }
-    }
-    keys
-}
-
-/// Begins a scan of an index.
-///
-/// # Safety
-/// Both are open, the snapshot is there until the scan has ended.
-pub(crate) unsafe fn begin_scan(
-    heap: pg_sys::Relation,
-    index: pg_sys::Relation,
-    snapshot: pg_sys::Snapshot,
-    keys: usize,
-) -> pg_sys::IndexScanDesc {
-    // SAFETY: as the caller promises.
-    unsafe {
-        #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(heap, index, snapshot, ptr::null_mut(), keys as i32, 0);
-        #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(heap, index, snapshot, keys as i32, 0);
-    }
 }
