@@ -8,13 +8,19 @@ create table duplex.node (
     created_at timestamptz not null default now(),
     error_policy text      not null default 'stop' check (error_policy in ('stop', 'park')),
     kafka_cluster text,
-    timeline   integer     not null
+    timeline   integer     not null,
+    replay_stopped   text,
+    replay_skip_next boolean not null default false
 );
 comment on table duplex.node is 'This database as a node: one row, written by duplex.create_node.';
 comment on column duplex.node.error_policy is 'What becomes of a change that cannot be applied, for tables that have no policy of their own.';
 comment on column duplex.node.kafka_cluster is 'The Kafka cluster that this node publishes to; null before the first time.';
 comment on column duplex.node.timeline is
     'The timeline of the server''s WAL on which the relay last looked whether the database has what its own stream says it had.';
+
+comment on column duplex.node.replay_stopped is
+    'Why bringing back what a promoted server had lost of its own stream stands still; null if it does not.';
+comment on column duplex.node.replay_skip_next is 'An operator said to leave out the transaction at which it stands still.';
 
 create table duplex.table_registry (
     relid         oid         primary key,

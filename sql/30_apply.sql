@@ -64,9 +64,25 @@ as $$
     update duplex.peer_registry p
        set state = report_peer.state, reason = report_peer.reason, state_changed_at = now()
      where p.name = report_peer.peer
-       and (p.state, p.reason) is distinct from (report_peer.state, report_peer.reason)
+       and (p.state, p.reason) is distinct from (report_peer.state, report_peer.reason);
+    update duplex.node n
+       set replay_stopped = s.reason
+      from (select case when report_peer.state = 'stopped' then report_peer.reason end) s (reason)
+     where n.name = report_peer.peer and n.replay_stopped is distinct from s.reason
 $$;
-comment on function duplex.report_peer(text, text, text) is 'The relay says how applying a peer''s stream is going.';
+comment on function duplex.report_peer(text, text, text) is
+    'The relay says how applying a peer''s stream is going, or this node''s own, of which a promoted server may lack something.';
+
+create function duplex.peer_state(peer text) returns text
+    language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select p.state from duplex.peers p where p.name = peer_state.peer
+    union all
+    select case when n.replay_stopped is null then 'waiting' else 'stopped' end
+      from duplex.node n where n.name = peer_state.peer
+$$;
+comment on function duplex.peer_state(text) is
+    'Relay: the state of a stream, for one that waits until a person sets it back to waiting; null if there is none.';
 
 create function duplex.report_error(
     peer text, "offset" bigint, sqlstate text, message text, detail text, hint text) returns void
@@ -85,7 +101,8 @@ comment on function duplex.report_error(text, bigint, text, text, text, text) is
 create function duplex.stream_orders(peer text, next_offset bigint, out skip_next boolean, out careful boolean)
     language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((select p.skip_next from duplex.peer_registry p where p.name = stream_orders.peer), false),
+    select coalesce((select p.skip_next from duplex.peer_registry p where p.name = stream_orders.peer),
+                    (select n.replay_skip_next from duplex.node n where n.name = stream_orders.peer), false),
            exists (select from duplex.apply_errors e
                     where e.peer = stream_orders.peer and e.topic_offset >= stream_orders.next_offset
                       and (e.resolution is null or e.resolution = 'change skipped'))
@@ -119,6 +136,7 @@ revoke all on procedure duplex.apply_batch(bytea[], bigint[]) from public;
 revoke all on function duplex.apply_chunk(bytea, bigint) from public;
 revoke all on function duplex.apply_position() from public;
 revoke all on function duplex.report_peer(text, text, text) from public;
+revoke all on function duplex.peer_state(text) from public;
 revoke all on function duplex.report_error(text, bigint, text, text, text, text) from public;
 revoke all on function duplex.apply_careful() from public;
 revoke all on function duplex.apply_failure() from public;

@@ -1,6 +1,7 @@
 -- What an operator does when a stream has stopped.
 
--- The stream of that name, locked, if it is in one of these states; else an error.
+-- The stream of that name, locked, if it is in one of these states; else an error. The node's own stream counts, too, while
+-- bringing back what a promoted server had lost of it stands still.
 create function duplex.stopped_peer(name text, states text[]) returns void
     language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -10,7 +11,12 @@ begin
     if found then
         return;
     end if;
-    if not exists (select from duplex.peer_registry p where p.name = stopped_peer.name) then
+    perform from duplex.node n where n.name = stopped_peer.name and n.replay_stopped is not null for update;
+    if found and 'stopped' = any (stopped_peer.states) then
+        return;
+    end if;
+    if not exists (select from duplex.peer_registry p where p.name = stopped_peer.name
+                   union all select from duplex.node n where n.name = stopped_peer.name) then
         raise exception 'node "%" is not a peer', stopped_peer.name
             using errcode = 'undefined_object', hint = 'The view duplex.peers lists them.';
     end if;
@@ -21,14 +27,22 @@ begin
 end
 $$;
 
+-- The stream goes on, with the next transaction or after it.
+create function duplex.let_go_on(name text, skip_next boolean) returns void
+    language sql volatile set search_path = pg_catalog, pg_temp
+as $$
+    update duplex.peer_registry p
+       set state = 'waiting', reason = null, skip_next = let_go_on.skip_next, state_changed_at = now()
+     where p.name = let_go_on.name;
+    update duplex.node n set replay_stopped = null, replay_skip_next = let_go_on.skip_next where n.name = let_go_on.name
+$$;
+
 create function duplex.retry_peer(name text) returns void
     language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform duplex.stopped_peer(retry_peer.name, '{stopped,gap}');
-    update duplex.peer_registry p
-       set state = 'waiting', reason = null, skip_next = false, state_changed_at = now()
-     where p.name = retry_peer.name;
+    perform duplex.let_go_on(retry_peer.name, false);
     update duplex.apply_errors e
        set resolution = 'retried', resolved_at = now(), resolved_by = session_user
      where e.peer = retry_peer.name and e.resolution is null;
@@ -54,9 +68,7 @@ begin
     end if;
     update duplex.apply_errors e
        set resolution = 'change skipped', resolved_at = now(), resolved_by = session_user where e.id = failed;
-    update duplex.peer_registry p
-       set state = 'waiting', reason = null, skip_next = false, state_changed_at = now()
-     where p.name = skip_change.name;
+    perform duplex.let_go_on(skip_change.name, false);
 end
 $$;
 comment on function duplex.skip_change(text) is
@@ -71,9 +83,7 @@ begin
         raise exception 'the stream of node "%" has not stopped at a transaction', skip_transaction.name
             using errcode = 'object_not_in_prerequisite_state', hint = 'See the column reason of duplex.peers.';
     end if;
-    update duplex.peer_registry p
-       set state = 'waiting', reason = null, skip_next = true, state_changed_at = now()
-     where p.name = skip_transaction.name;
+    perform duplex.let_go_on(skip_transaction.name, true);
     update duplex.apply_errors e
        set resolution = 'transaction skipped', resolved_at = now(), resolved_by = session_user
      where e.peer = skip_transaction.name and e.resolution is null;
@@ -88,6 +98,11 @@ as $$
 begin
     if next_offset is null or next_offset < 0 then
         raise exception 'a Kafka offset is 0 or more' using errcode = 'invalid_parameter_value';
+    end if;
+    if exists (select from duplex.node n where n.name = resync_peer.name) then
+        raise exception 'node "%" is this database itself', resync_peer.name
+            using errcode = 'invalid_parameter_value',
+                  hint = 'What cannot be brought back of its own stream is left out with duplex.skip_change or duplex.skip_transaction.';
     end if;
     perform duplex.stopped_peer(resync_peer.name, '{stopped,gap,waiting}');
     -- Taken up when the relay opens the stream, in the transaction that moves the replication origin's progress.
@@ -110,7 +125,12 @@ create function duplex.change_kafka() returns void
     language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
     update duplex.node set kafka_cluster = null;
-    update duplex.drain_state set topic_offset = null
+    update duplex.drain_state set topic_offset = null;
+    -- How far a promoted server had its own stream back is an offset of the other cluster's topic.
+    select pg_replication_origin_advance(o.roname, '0/0')
+      from pg_replication_origin o
+      join pg_database d on d.datname = current_database()
+      join duplex.node n on o.roname = 'duplex_' || d.oid || '_' || n.name
 $$;
 comment on function duplex.change_kafka() is
     'This node moves to another Kafka cluster: the relay may publish to the next one that it meets.';
@@ -122,6 +142,7 @@ begin
     -- The same place as an applied transaction's: the progress of this session's replication origin.
     perform pg_replication_origin_xact_setup('0/0'::pg_lsn + ("offset" + 1), now());
     update duplex.peer_registry p set skip_next = false where p.name = current_setting('duplex.origin');
+    update duplex.node n set replay_skip_next = false where n.name = current_setting('duplex.origin');
 end
 $$;
 comment on function duplex.apply_skip(bigint) is

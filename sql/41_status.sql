@@ -52,8 +52,11 @@ select n.name as node,
        q.bytes as queued_bytes,
        q.oldest as oldest_queued,
        (select count(*) from duplex.parked) as parked,
-       array(select p.name from duplex.peers p where p.state in ('stopped', 'gap', 'paused') order by p.name) as standing_still,
-       duplex.lacks() as lacks
+       array(select n.name where n.replay_stopped is not null)
+           || array(select p.name from duplex.peers p where p.state in ('stopped', 'gap', 'paused') order by p.name)
+           as standing_still,
+       duplex.lacks() as lacks,
+       n.replay_stopped
   from duplex.node n
   left join holder h on true
  cross join (select coalesce(sum(s."rows"), 0)::bigint, coalesce(sum(s.bytes), 0)::bigint
@@ -69,4 +72,7 @@ comment on column duplex.status.held_since is
     'Up to when it has been heard of, when it was added if never, or when the change was parked.';
 comment on column duplex.status.lacks is
     'What this database had applied before its server was promoted and has not caught up with; null if nothing.';
-comment on column duplex.status.standing_still is 'Peers whose streams wait for a person: see duplex.peers.';
+comment on column duplex.status.standing_still is
+    'Nodes whose streams wait for a person: see duplex.peers, and of this node itself replay_stopped.';
+comment on column duplex.status.replay_stopped is
+    'Why bringing back what this server had lost of its own stream, before it was promoted, stands still, and with it publishing; null if it does not.';

@@ -47,6 +47,7 @@ grant execute on function
     duplex.base_type(oid, integer),
     duplex.type_label(text, text, integer),
     duplex.report_peer(text, text, text),
+    duplex.peer_state(text),
     duplex.report_error(text, bigint, text, text, text, text),
     duplex.maintain()
 to duplex_relay;

@@ -1,9 +1,12 @@
 //! What the relay asks and tells the database beside the streams themselves, over one connection for all of it.
 
+use std::time::Duration;
+
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, error::SqlState};
 
+use crate::backoff::Backoff;
 use crate::config::Settings;
 use crate::database::Session;
 use crate::errors::{Error, Report};
@@ -58,6 +61,9 @@ pub struct Orders {
     pub careful: bool,
 }
 
+/// How often a stream that stands still looks whether a person has acted.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// The connection for questions and reports. It is made when first needed, and anew after a failure.
 #[derive(Debug)]
 pub struct Control {
@@ -98,7 +104,7 @@ impl Control {
         })
     }
 
-    /// Writes a peer's state down.
+    /// Writes the state of a peer's stream down, or of what comes back of the own one.
     ///
     /// # Errors
     /// If the database cannot be reached.
@@ -107,15 +113,31 @@ impl Control {
         self.query("reporting a peer's state", sql, &[&peer, &state.as_str(), &reason]).await.map(drop)
     }
 
-    /// Writes down why a stream stopped.
-    ///
-    /// # Errors
-    /// If the database cannot be reached.
-    pub async fn report_error(&self, peer: &str, offset: i64, report: &Report<'_>) -> Result<(), Error> {
+    /// Writes down why a stream stopped, however long the database is away.
+    pub async fn record_error(&self, peer: &str, offset: i64, err: &Error) {
+        let Report { sqlstate, message, detail, hint } = err.report();
         let sql = "select duplex.report_error($1, $2, $3, $4, $5, $6)";
-        let arguments: [&(dyn ToSql + Sync); 6] =
-            [&peer, &offset, &report.sqlstate, &report.message, &report.detail, &report.hint];
-        self.query("reporting why a stream stopped", sql, &arguments).await.map(drop)
+        let arguments: [&(dyn ToSql + Sync); 6] = [&peer, &offset, &sqlstate, &message, &detail, &hint];
+        let mut backoff = Backoff::default();
+        while let Err(err) = self.query("reporting why a stream stopped", sql, &arguments).await {
+            tracing::debug!(error = %err, "an error could not be written down");
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Waits until a person has set the state of a stream that stands still back to `waiting`.
+    pub async fn told_to_go_on(&self, peer: &str) {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match self.peer_state(peer).await {
+                Ok(Some(found)) if found == PeerState::Waiting.as_str() => {
+                    tracing::info!("told to try again");
+                    return;
+                }
+                Ok(_) => {}
+                Err(err) => tracing::debug!(error = %err, "a stream's state could not be read"),
+            }
+        }
     }
 
     /// Lets the database look after what it keeps: a little at a time. Returns whether it wants to go on soon.
@@ -125,16 +147,6 @@ impl Control {
     pub async fn maintain(&self) -> Result<bool, Error> {
         let rows = self.query("looking after the database's records", "select duplex.maintain()", &[]).await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
-    }
-
-    /// A peer's state, for a stream that waits for a person to set it back to `waiting`. `None` if the peer is gone.
-    ///
-    /// # Errors
-    /// If the database cannot be reached.
-    pub async fn peer_state(&self, peer: &str) -> Result<Option<String>, Error> {
-        let rows =
-            self.query("reading a peer's state", "select state from duplex.peers where name = $1", &[&peer]).await?;
-        Ok(rows.first().map(|row| row.get(0)))
     }
 
     /// What people, and failures before, say about how to go on with a stream.
@@ -155,6 +167,12 @@ impl Control {
     pub async fn meet_kafka(&self, cluster: &str, peer: Option<&str>) -> Result<Option<String>, Error> {
         let sql = "select duplex.meet_kafka($1, $2)";
         let rows = self.query("comparing Kafka clusters", sql, &[&cluster, &peer]).await?;
+        Ok(rows.first().and_then(|row| row.get(0)))
+    }
+
+    /// A stream's state, for one that waits for a person to set it back to `waiting`. `None` if the peer is gone.
+    async fn peer_state(&self, peer: &str) -> Result<Option<String>, Error> {
+        let rows = self.query("reading a peer's state", "select duplex.peer_state($1)", &[&peer]).await?;
         Ok(rows.first().and_then(|row| row.get(0)))
     }
 

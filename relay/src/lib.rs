@@ -8,6 +8,7 @@
 //! | [`outbound`] | queue → Kafka |
 //! | [`inbound`] | Kafka → the database, a stream for each peer |
 //! | [`sifter`] | which records of a stream are void |
+//! | [`suspicion`] | which failures of applying are in the data |
 //! | [`errors`] | what can go wrong, what is done about it, and what a person may do |
 //! | [`database`], [`tls`], [`control`] | connections to PostgreSQL |
 //! | [`kafka`] | settings of Kafka clients, and questions to the cluster |
@@ -28,4 +29,5 @@ pub mod node;
 pub mod outbound;
 pub mod sifter;
 pub mod stop;
+pub mod suspicion;
 pub mod tls;

@@ -129,12 +129,17 @@ pub(crate) fn is_due(writer: &Writer<'_>, frame: &[u8]) -> Result<bool> {
     if writer.session.careful > 0 {
         return Ok(true);
     }
-    // What comes back of the node's own has no stream here that would try a parked change again: versions decide.
-    if !park::any() || writer.session.peer == writer.session.own {
+    if !park::any() || !parks(writer) {
         return Ok(false);
     }
     let table = writer.progress.descriptor(Relation::id_in_frame(frame)?)?;
     Ok(park::holds(&label(&relation(table)?)))
+}
+
+/// Whether changes may be parked. What comes back of the node's own has no stream here that would try one again: it stands
+/// still instead, and of a key that has a parked change versions decide.
+fn parks(writer: &Writer<'_>) -> bool {
+    writer.session.peer != writer.session.own
 }
 
 /// Applies one change with care.
@@ -150,11 +155,11 @@ pub(crate) fn apply(writer: &mut Writer<'_>, frame: &[u8]) -> Result<()> {
     truncate_pending(writer)?;
     writer.close_tables()?;
     let change = Change::read(writer.progress, frame)?;
-    if park::is_behind(&change)? {
+    if parks(writer) && park::is_behind(&change)? {
         return park::keep(writer, frame, &change, None);
     }
     let Err(failure) = attempt(writer, |writer| writer.entry(frame)).map_err(advised) else { return Ok(()) };
-    if park::is_policy_of(&change.table)? {
+    if parks(writer) && park::is_policy_of(&change.table)? {
         writer.session.careful = CAREFUL_FOR;
         return park::keep(writer, frame, &change, Some(&failure));
     }

@@ -16,9 +16,8 @@ use crate::errors::{Error, Policy};
 use crate::node::Node;
 use crate::sifter::{Sifter, Verdict};
 use crate::stop::Stop;
+use crate::suspicion::Suspicion;
 
-/// How often a stopped stream looks whether a person has acted.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a stream that waits for its topic or for its place looks again.
 const WAIT: Duration = Duration::from_millis(500);
 /// How often parked changes are looked at, and how many of them are tried before the stream goes on.
@@ -32,10 +31,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct Memory {
     backoff: Backoff,
-    /// Offset of a record that failed by what may be a race, and how often it did.
-    suspect: Option<(i64, u32)>,
-    /// Offset of a record that failed by what is in the data, and is to be applied with care.
-    careful_at: Option<i64>,
+    suspicion: Suspicion,
     told: Option<(PeerState, Option<String>)>,
     /// When this relay last said that the stream runs.
     said_running: Option<Instant>,
@@ -50,7 +46,7 @@ pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
             Err(err) => err,
         };
         let (policy, advice) = err.treatment();
-        let policy = memory.hardened(policy, &err);
+        let policy = memory.suspicion.hardened(policy, &err);
         let reason = err.reason();
         match policy {
             Policy::Retry | Policy::RetryTimes(_) => {
@@ -67,7 +63,7 @@ pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
                 }
                 stop.sleep(WAIT).await;
             }
-            Policy::Stop if memory.wants_care(&err) => {
+            Policy::Stop if memory.suspicion.wants_care(&err) => {
                 tracing::info!(error = %err, "applied once more with care, to find the change that fails");
             }
             Policy::Stop | Policy::Gap => {
@@ -81,23 +77,6 @@ pub async fn run(node: &Node, peer: &str, mut stop: Stop) {
 }
 
 impl Memory {
-    /// What may be a race is retried; what fails in the same place again and again is in the data.
-    fn hardened(&mut self, policy: Policy, err: &Error) -> Policy {
-        let (Policy::RetryTimes(limit), Error::Apply { offset, .. }) = (policy, err) else { return policy };
-        let times = match self.suspect {
-            Some((suspect, times)) if suspect == *offset => times + 1,
-            _ => 1,
-        };
-        self.suspect = Some((*offset, times));
-        if times > limit { Policy::Stop } else { policy }
-    }
-
-    /// Whether an error is in the data, and which change it is of is still to be found out.
-    fn wants_care(&mut self, err: &Error) -> bool {
-        let Error::Apply { offset, change: None, .. } = err else { return false };
-        self.careful_at.replace(*offset) != Some(*offset)
-    }
-
     /// Writes the stream's state down unless it is known already. A database that is away learns of it later.
     async fn tell(&mut self, node: &Node, peer: &str, state: PeerState, reason: Option<&str>) {
         let news = (state, reason.map(str::to_owned));
@@ -128,27 +107,13 @@ async fn stand_still(node: &Node, peer: &str, state: PeerState, err: &Error, rea
     // A change that is known by name is written down already.
     if let Error::Apply { offset, change: None, .. } | Error::Record { offset, .. } | Error::Broken { offset, .. } = err
     {
-        let mut backoff = Backoff::default();
-        while let Err(err) = node.control.report_error(peer, *offset, &err.report()).await {
-            tracing::debug!(error = %err, "an error could not be written down");
-            tokio::time::sleep(backoff.next_wait()).await;
-        }
+        node.control.record_error(peer, *offset, err).await;
     }
     while memory.told.as_ref().is_none_or(|(told, _)| *told != state) {
         memory.tell(node, peer, state, Some(reason)).await;
         tokio::time::sleep(WAIT).await;
     }
-    loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
-        match node.control.peer_state(peer).await {
-            Ok(Some(found)) if found == PeerState::Waiting.as_str() => {
-                tracing::info!("told to try again");
-                return;
-            }
-            Ok(_) => {}
-            Err(err) => tracing::debug!(error = %err, "a peer's state could not be read"),
-        }
-    }
+    node.control.told_to_go_on(peer).await;
 }
 
 /// Applies from where the database stands, to the first error.
@@ -157,7 +122,7 @@ async fn attempt(node: &Node, peer: &str, stop: &mut Stop, memory: &mut Memory) 
         let (applier, opening) = Applier::open(&node.settings, peer).await?;
         let reader = PeerReader::open(node, peer, &opening).await?;
         let orders = node.control.orders(peer, opening.next_offset).await?;
-        if orders.careful || memory.careful_at.is_some_and(|offset| offset >= opening.next_offset) {
+        if orders.careful || memory.suspicion.is_ahead_of(opening.next_offset) {
             applier.careful().await?;
         }
         Ok::<_, Error>((applier, opening, reader, orders.skip_next))

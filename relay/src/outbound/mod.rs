@@ -23,11 +23,13 @@ use self::replay::Replay;
 use self::source::{Opening, Source};
 use self::tail::{Found, Identity};
 use crate::backoff::Backoff;
+use crate::control::PeerState;
 use crate::errors::{Error, Policy};
 use crate::failpoints::{self, Place};
 use crate::kafka::topic_of;
 use crate::node::Node;
 use crate::stop::Stop;
+use crate::suspicion::Suspicion;
 
 /// How long the server may wait for something to drain before it answers.
 const DRAIN_WAIT_MS: i32 = 100;
@@ -41,10 +43,22 @@ const STANDBY_WAIT: Duration = Duration::from_millis(500);
 /// Publishes until told to stop, generation after generation.
 pub async fn run(node: &Node, mut stop: Stop) {
     let mut backoff = Backoff::default();
+    let mut suspicion = Suspicion::default();
     while !stop.requested() {
-        let Err(err) = generation(node, &mut stop, &mut backoff).await else { return };
+        let Err(err) = generation(node, &mut stop, &mut backoff, &suspicion).await else { return };
         let (policy, advice) = err.treatment();
-        let wait = match policy {
+        let wait = match suspicion.hardened(policy, &err) {
+            Policy::Stop if suspicion.wants_care(&err) => {
+                tracing::info!(error = %err, "applied once more with care, to find the change that fails");
+                continue;
+            }
+            // The one thing that is applied here: see `replay`.
+            Policy::Stop if matches!(err, Error::Apply { .. }) => {
+                tracing::error!(error = %err, advice, "bringing back what was lost stands still, and with it publishing");
+                stop.unless(stand_still(node, &err)).await;
+                suspicion = Suspicion::default();
+                continue;
+            }
             Policy::Wait => Duration::from_secs(1),
             _ => backoff.next_wait(),
         };
@@ -57,9 +71,33 @@ pub async fn run(node: &Node, mut stop: Stop) {
     }
 }
 
+/// Writes down what of the own stream cannot be brought back, and waits until a person has acted.
+async fn stand_still(node: &Node, err: &Error) {
+    let mut backoff = Backoff::default();
+    let own = loop {
+        match report_stopped(node, err).await {
+            Ok(own) => break own,
+            Err(err) => tracing::debug!(error = %err, "why publishing stands still could not be written down"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    };
+    // A change that is known by name is written down already.
+    if let Error::Apply { offset, change: None, .. } = err {
+        node.control.record_error(&own, *offset, err).await;
+    }
+    node.control.told_to_go_on(&own).await;
+}
+
+/// Writes down that the own stream has stopped, and returns its name.
+async fn report_stopped(node: &Node, err: &Error) -> Result<String, Error> {
+    let own = node.control.info().await?.node;
+    node.control.report_peer(&own, PeerState::Stopped, Some(&err.reason())).await?;
+    Ok(own)
+}
+
 /// One generation, to its first error or to the end of the relay.
-async fn generation(node: &Node, stop: &mut Stop, backoff: &mut Backoff) -> Result<(), Error> {
-    let Some(opened) = stop.unless(take_over(node)).await else { return Ok(()) };
+async fn generation(node: &Node, stop: &mut Stop, backoff: &mut Backoff, suspicion: &Suspicion) -> Result<(), Error> {
+    let Some(opened) = stop.unless(take_over(node, suspicion)).await else { return Ok(()) };
     let Seat { source, producer, hello_offset, published, generation } = opened?;
     if backoff.failures() > 0 {
         tracing::info!(generation, "publishing goes on");
@@ -82,7 +120,7 @@ struct Seat {
 }
 
 /// Waits for the node's place, takes it, and finds out what the topic holds.
-async fn take_over(node: &Node) -> Result<Seat, Error> {
+async fn take_over(node: &Node, suspicion: &Suspicion) -> Result<Seat, Error> {
     let source = Source::connect(&node.settings).await?;
     let mut newest_generation = 0;
     loop {
@@ -99,7 +137,7 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
         if hello_offset < 0 {
             return Err(Error::Broken { offset: hello_offset, reason: "Kafka does not say where the hello is" });
         }
-        let replay = Replay::new(&source, &node.settings, &opening.node);
+        let replay = Replay::new(&source, node, suspicion, &opening.node);
         let confirmed = opening.topic_offset;
         let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
         if tail.replayed > 0 {
@@ -117,6 +155,8 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
                      with counters or merged columns take no writes until that is caught up with"
                 );
             }
+            // Should it have stood still at something, that has passed.
+            node.control.report_peer(&opening.node, PeerState::Running, None).await?;
             let (published, generation) = (tail.published, opening.generation);
             return Ok(Seat { source, producer, hello_offset, published, generation });
         }

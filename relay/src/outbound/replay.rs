@@ -3,25 +3,29 @@
 //! A standby that was promoted before it had received everything lacks transactions that are published already: the
 //! peers have them, and this database never will, unless it takes them from its own topic. They are applied as a peer's
 //! are, in a session marked with the node's own name: not captured again, with the version that they always had, each
-//! together with its offset, so that it comes back once, however often this is cut off.
+//! together with its offset, so that it comes back once, however often this is cut off. One that cannot be applied is for a
+//! person to decide, as in a peer's stream; nothing is published before.
 
 use std::collections::HashMap;
 
 use super::source::Source;
 use super::tail::{Found, Identity, Judgement, Piece};
-use crate::config::Settings;
 use crate::errors::Error;
 use crate::inbound::apply::Applier;
 use crate::inbound::batch::Batch;
 use crate::inbound::consumer::Fetched;
+use crate::node::Node;
+use crate::suspicion::Suspicion;
 
 /// Sorts what the tail of the topic holds: what the database has is remembered, what it lacks is applied.
 #[derive(Debug)]
 pub struct Replay<'s> {
     source: &'s Source,
-    settings: &'s Settings,
-    node: &'s str,
-    applier: Option<Applier>,
+    node: &'s Node,
+    suspicion: &'s Suspicion,
+    /// The node's name.
+    own: &'s str,
+    back: Option<Back>,
     /// Transactions of one record that the database was not asked about yet.
     batch: Batch,
     identities: Vec<Identity>,
@@ -33,14 +37,32 @@ pub struct Replay<'s> {
     replayed: usize,
 }
 
+/// The session that applies, opened once there is something to apply.
+#[derive(Debug)]
+struct Back {
+    applier: Applier,
+    /// What is below has come back before.
+    next_offset: i64,
+    /// A person said to leave out the next transaction that would come back.
+    skips: bool,
+}
+
+impl Back {
+    /// Whether a transaction that ends at this offset is the one to leave out.
+    fn skips(&mut self, offset: i64) -> bool {
+        offset >= self.next_offset && std::mem::take(&mut self.skips)
+    }
+}
+
 impl<'s> Replay<'s> {
-    /// For the node that `source` drains.
-    pub fn new(source: &'s Source, settings: &'s Settings, node: &'s str) -> Self {
+    /// For the node of this name, which `source` drains; `suspicion` is of what failed here before.
+    pub fn new(source: &'s Source, node: &'s Node, suspicion: &'s Suspicion, own: &'s str) -> Self {
         Self {
             source,
-            settings,
             node,
-            applier: None,
+            suspicion,
+            own,
+            back: None,
             batch: Batch::default(),
             identities: Vec::new(),
             open_since: 0,
@@ -83,7 +105,7 @@ impl<'s> Replay<'s> {
 
     async fn abandon(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.lacks_open) {
-            self.applier().await?.abandon().await?;
+            self.back().await?.applier.abandon().await?;
         }
         Ok(())
     }
@@ -95,7 +117,7 @@ impl<'s> Replay<'s> {
             self.lacks_open = self.source.missing(&[identity]).await?.contains(&true);
         }
         if self.lacks_open {
-            self.applier().await?.chunk(fetched, first, last).await?;
+            self.lacking_chunk(fetched, first, last).await?;
         } else if last {
             self.published.insert(identity, Found { first: self.open_since, last: fetched.offset });
         }
@@ -103,6 +125,14 @@ impl<'s> Replay<'s> {
             self.replayed += 1;
         }
         Ok(())
+    }
+
+    async fn lacking_chunk(&mut self, fetched: &Fetched, first: bool, last: bool) -> Result<(), Error> {
+        let back = self.back().await?;
+        if !back.skips || fetched.offset < back.next_offset {
+            return back.applier.chunk(fetched, first, last).await;
+        }
+        if last && back.skips(fetched.offset) { leave_out(back, fetched.offset).await } else { Ok(()) }
     }
 
     /// Asks the database about the records that have come together, and applies those that it lacks.
@@ -124,23 +154,35 @@ impl<'s> Replay<'s> {
         }
         if !lacking.is_empty() {
             self.replayed += lacking.records.len();
-            self.applier().await?.batch(&lacking).await?;
+            self.bring_back(&lacking).await?;
         }
         Ok(())
     }
 
-    /// The session that applies, opened once there is something to apply.
-    async fn applier(&mut self) -> Result<&mut Applier, Error> {
-        if self.applier.is_none() {
-            let (applier, opening) = Applier::open(self.settings, self.node).await?;
+    /// Applies transactions of one record each. The database passes over those that have come back before, or are left out.
+    async fn bring_back(&mut self, lacking: &Batch) -> Result<(), Error> {
+        let back = self.back().await?;
+        if let Some(&offset) = lacking.offsets.iter().find(|&&offset| back.skips(offset)) {
+            leave_out(back, offset).await?;
+        }
+        back.applier.batch(lacking).await
+    }
+
+    async fn back(&mut self) -> Result<&mut Back, Error> {
+        if self.back.is_none() {
+            let (applier, opening) = Applier::open(&self.node.settings, self.own).await?;
+            let orders = self.node.control.orders(self.own, opening.next_offset).await?;
+            if orders.careful || self.suspicion.is_ahead_of(opening.next_offset) {
+                applier.careful().await?;
+            }
             tracing::warn!(
                 from = opening.next_offset,
                 "this database lacks transactions of its own that are published, as one does that was promoted before it \
                  had all: bringing them back from the topic"
             );
-            self.applier = Some(applier);
+            self.back = Some(Back { applier, next_offset: opening.next_offset, skips: orders.skip_next });
         }
-        self.applier.as_mut().ok_or(Error::Ending)
+        self.back.as_mut().ok_or(Error::Ending)
     }
 
     /// The end of the tail: what is published and will be drained again, and how many transactions were brought back.
@@ -152,4 +194,10 @@ impl<'s> Replay<'s> {
         self.abandon().await?;
         Ok((self.published, self.replayed))
     }
+}
+
+/// Leaves out the transaction that ends at this offset.
+async fn leave_out(back: &Back, offset: i64) -> Result<(), Error> {
+    tracing::warn!(offset, "a transaction that was lost here does not come back, as an operator said");
+    back.applier.skip(offset).await
 }
