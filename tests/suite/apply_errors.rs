@@ -146,6 +146,36 @@ async fn missing_tables_columns_and_truncates_that_fail_are_named_too() -> Resul
 }
 
 #[tokio::test]
+async fn values_that_a_column_does_not_take_stop_the_stream_until_it_does() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, b] = lab.pair();
+    a.exec("create type mood as enum ('sad', 'happy', 'new')").await?;
+    b.exec("create type mood as enum ('sad', 'happy')").await?;
+    let wide = "create table t (id int primary key, label text, number bigint, mood mood, needed text)";
+    let narrow = "create table t (id int primary key, label varchar(5), number int, mood mood, needed text not null default '-')";
+    a.exec(wide).await?;
+    b.exec(narrow).await?;
+    lab.enable(&["t"]).await?;
+    let cases = [
+        ("label, needed) values ('longer', '')", "22001", "alter table t alter label type text"),
+        ("number, needed) values (5000000000, '')", "22003", "alter table t alter number type bigint"),
+        ("mood, needed) values ('new', '')", "22P02", "alter type mood add value 'new'"),
+        ("label) values ('x')", "23502", "alter table t alter needed drop not null"),
+    ];
+    for (id, (row, sqlstate, mend)) in cases.into_iter().enumerate() {
+        a.exec(&format!("insert into t (id, {}", row.replace("values (", &format!("values ({id}, ")))).await?;
+        let reason = b.stream_is(a.name(), "stopped").await?;
+        ensure!(reason.contains("duplex.retry_peer"), "{reason}");
+        assert_eq!(b.rows(FAILED).await?.remove(0)[5].as_deref(), Some(sqlstate), "{reason}");
+        b.exec(mend).await?;
+        b.exec(&format!("select duplex.retry_peer('{}')", a.name())).await?;
+        b.shows(&format!("select count(*) from t where id = {id}"), "1").await?;
+    }
+    lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
 async fn what_is_no_record_stops_the_stream_and_can_be_left_out() -> Result<()> {
     let lab = three().await?;
     let [a, b] = lab.pair();

@@ -3,6 +3,8 @@
 use anyhow::{Result, ensure};
 use duplex_lab::{Cluster, Lab, Node, PATIENCE, topic, until};
 
+use super::relay_command::run;
+
 const TABLES: &str = "create table t (id int primary key, v text); create table big (id int primary key, v text); \
                       create table journal (id bigint generated always as identity primary key, t int)";
 
@@ -169,6 +171,8 @@ async fn what_cannot_be_brought_back_stands_still_until_a_person_has_acted() -> 
     assert_eq!(b.one("select count(*) from t where id = 200").await?, "0");
     a.shows("select count(*) from big where id = 300", "1").await?;
     ensure!(a.relay().log_text()?.contains("insert of public.t"), "{}", a.relay().log_tail(20));
+    let ran = run(&["check", "--database", &a.relay_url(), "--kafka", lab.kafka().bootstrap()]).await?;
+    ensure!(ran.out.contains("own stream of") && ran.out.contains("duplex.retry_peer"), "{}", ran.out);
     // A restart changes nothing of that.
     a.relay().kill()?;
     a.relay().start()?;

@@ -158,7 +158,7 @@ async fn database(session: &Session, settings: &Settings, findings: &mut Vec<Fin
             "it catches up by itself once the relay runs",
         ));
     }
-    peer_states(session, findings).await;
+    stream_states(session, findings).await;
     Some(info)
 }
 
@@ -181,27 +181,29 @@ async fn rights(session: &Session, findings: &mut Vec<Finding>) {
     });
 }
 
-/// How applying the peers' streams went last.
-async fn peer_states(session: &Session, findings: &mut Vec<Finding>) {
-    let sql = "select name, state, coalesce(reason, '') from duplex.peers order by name";
+/// How applying went last: the peers' streams, and what a promoted server takes back of its own.
+async fn stream_states(session: &Session, findings: &mut Vec<Finding>) {
+    let sql = "select 'own stream of ', name, 'stopped', replay_stopped from duplex.node where replay_stopped is not null \
+               union all (select 'peer ', name, state, coalesce(reason, '') from duplex.peers order by name)";
     let Ok(rows) = session.query(sql, &[]).await else { return };
     for row in rows {
-        let (name, state, reason): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let (name, state, reason): (String, String, String) = (row.get(1), row.get(2), row.get(3));
+        let stream = row.get::<_, String>(0) + &name;
         findings.push(match state.as_str() {
             "stopped" => Finding::failure(
-                format!("peer {name}: stopped: {reason}"),
+                format!("{stream}: stopped: {reason}"),
                 format!("remove the cause, then select duplex.retry_peer('{name}')"),
             ),
             "gap" => Finding::failure(
-                format!("peer {name}: gap: {reason}"),
+                format!("{stream}: gap: {reason}"),
                 format!("copy the tables, then select duplex.resync_peer('{name}', offset)"),
             ),
             "paused" => Finding::note(
-                format!("peer {name}: paused: {reason}"),
+                format!("{stream}: paused: {reason}"),
                 format!("select duplex.resume_peer('{name}') once it may go on"),
             ),
-            "retrying" => Finding::note(format!("peer {name}: retrying: {reason}"), "it goes on by itself"),
-            _ => Finding::Fine(format!("peer {name}: {state}")),
+            "retrying" => Finding::note(format!("{stream}: retrying: {reason}"), "it goes on by itself"),
+            _ => Finding::Fine(format!("{stream}: {state}")),
         });
     }
 }
