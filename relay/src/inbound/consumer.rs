@@ -196,8 +196,9 @@ impl PeerReader {
                 let fetched = this.reader.next().await?;
                 this.prove_hello(&fetched, *offset, node_id)?;
             }
-            // Kafka has forgotten that hello, or there was none yet.
-            _ => this.unproven = next_offset > extent.low,
+            // Kafka has forgotten that hello, or there was none yet. Where an operator said to go on there is nothing to
+            // be proven, and what stands before it may be what no relay writes.
+            _ => this.unproven = opening.generation > 0 && next_offset > extent.low,
         }
         this.reader.start(if this.unproven { next_offset - 1 } else { next_offset })?;
         Ok(this)
@@ -244,10 +245,8 @@ impl PeerReader {
 
     /// Looks at the last record that was applied: is this still the same topic?
     fn prove(&self, fetched: &Fetched) -> Result<(), Error> {
-        let same = Record::decode(&fetched.value).is_ok_and(|record| {
-            let known = self.generation == 0 || record.header.generation <= self.generation;
-            record.header.node == self.peer && known
-        });
+        let same = Record::decode(&fetched.value)
+            .is_ok_and(|record| record.header.node == self.peer && record.header.generation <= self.generation);
         if same { Ok(()) } else { Err(self.another(fetched.offset)) }
     }
 

@@ -50,6 +50,11 @@ impl<'s> Replay<'s> {
         }
     }
 
+    /// Whether a record of this node's belongs to the stream.
+    pub fn is_for(&self, node: &str) -> bool {
+        self.node == node
+    }
+
     /// Takes the next record.
     ///
     /// # Errors

@@ -173,6 +173,14 @@ pub async fn read_back(
                 break;
             }
             match Record::decode(&fetched.value) {
+                Ok(record) if !replay.is_for(&record.header.node) => {
+                    tracing::warn!(
+                        topic,
+                        offset = fetched.offset,
+                        node = record.header.node,
+                        "a record of another node"
+                    );
+                }
                 Ok(record) => {
                     let identity = (record.header.position, record.header.commit_ts);
                     let judgement = judge.take(fetched.offset, &record);
