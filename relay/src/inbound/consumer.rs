@@ -5,6 +5,7 @@ use std::sync::Arc;
 use duplex_protocol::record::{Hello, Kind, Record};
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::apply::Opening;
@@ -12,13 +13,36 @@ use crate::errors::Error;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
 use crate::node::Node;
 
+/// Kafka's header of a record that says how many records stood before it at the least when it was sent.
+pub const RECORDS_BEFORE: &str = "duplex-before";
+
 /// A record as Kafka holds it.
 #[derive(Debug)]
 pub struct Fetched {
     /// Where it is.
     pub offset: i64,
+    /// How many records stood before it at the least when it was sent; 0 if it does not say.
+    pub before: i64,
     /// Its bytes.
     pub value: Vec<u8>,
+}
+
+impl Fetched {
+    fn from_kafka(message: &BorrowedMessage<'_>) -> Self {
+        let value = message.payload().unwrap_or_default().to_vec();
+        Self { offset: message.offset(), before: records_before(message).unwrap_or(0), value }
+    }
+
+    /// Whether records are missing that stood before it when it was sent. Its topic was made anew while a relay wrote to
+    /// it, and a relay does not see that before the record is there: it sends it again, behind a hello.
+    pub fn is_astray(&self) -> bool {
+        self.offset < self.before
+    }
+}
+
+fn records_before(message: &BorrowedMessage<'_>) -> Option<i64> {
+    let header = message.headers()?.iter().find(|header| header.key == RECORDS_BEFORE)?;
+    std::str::from_utf8(header.value?).ok()?.parse().ok()
 }
 
 /// The first and the next offset of a topic: `low` is what it still holds, `high` what will come next.
@@ -100,10 +124,7 @@ impl TopicReader {
             match inner.recv().await {
                 Ok(message) => {
                     inner.context().back();
-                    return Ok(Fetched {
-                        offset: message.offset(),
-                        value: message.payload().unwrap_or_default().to_vec(),
-                    });
+                    return Ok(Fetched::from_kafka(&message));
                 }
                 Err(err) => {
                     if let Some(err) = self.lasting(err) {

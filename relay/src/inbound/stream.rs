@@ -233,6 +233,15 @@ impl Gathering<'_> {
         if record.header.node != self.peer {
             return Err(Error::Broken { offset, reason: "the record is of another node" });
         }
+        // Whoever begins with a topic made anew begins with the hello of the relay that noticed.
+        let begins = record.header.kind == Kind::Hello && self.sifter.generation() == 0;
+        if fetched.is_astray() && !begins {
+            return Err(Error::Gap(format!(
+                "the record at offset {offset} was sent when {} others stood before it: they are missing, the topic was made \
+                 anew under the relay that wrote to it; copy the tables and call duplex.resync_peer with the end of the topic",
+                fetched.before
+            )));
+        }
         match self.sifter.judge(&record.header) {
             Verdict::Void => tracing::debug!(offset, "a void record"),
             Verdict::Whole { abandons: false } if self.skips && record.header.kind == Kind::Transaction => {

@@ -122,7 +122,7 @@ impl<'s> Replay<'s> {
             records.into_iter().zip(offsets).zip(self.identities.drain(..)).zip(missing)
         {
             if missing {
-                lacking.push(Fetched { offset, value });
+                lacking.push(Fetched { offset, before: 0, value });
             } else {
                 self.published.insert(identity, Found { first: offset, last: offset });
             }

@@ -160,7 +160,13 @@ pub async fn read_back(
     let (reader, extent) = TopicReader::open(kafka, topic.to_owned()).await?;
     let known = confirmed.filter(|&offset| offset < hello_offset);
     if known != confirmed {
-        tracing::warn!(topic, confirmed, end = hello_offset, "the topic is shorter than it was: it was made anew");
+        tracing::warn!(
+            topic,
+            confirmed,
+            end = hello_offset,
+            "the topic is shorter than it was: it was made anew. What is not confirmed goes there; peers' streams of this \
+             node become gaps, where duplex.resync_peer is to be called once the tables are equal"
+        );
     }
     let start = known.map_or(extent.low, |offset| offset.max(extent.low));
     let mut judge = Judge::new(node_id, known);
@@ -173,6 +179,13 @@ pub async fn read_back(
                 break;
             }
             match Record::decode(&fetched.value) {
+                Ok(record) if fetched.is_astray() && record.header.kind != Kind::Hello => {
+                    tracing::debug!(
+                        topic,
+                        offset = fetched.offset,
+                        "sent before the topic was made anew; it comes again"
+                    );
+                }
                 Ok(record) if !replay.is_for(&record.header.node) => {
                     tracing::warn!(
                         topic,
