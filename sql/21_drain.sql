@@ -27,3 +27,16 @@ create function duplex.drain_missing(xids bigint[], commit_ts bigint[])
     as 'MODULE_PATHNAME', 'drain_missing_wrapper';
 comment on function duplex.drain_missing(bigint[], bigint[]) is
     'Relay: of transactions found in the own topic, which ones this database never committed: it was promoted without them.';
+
+create function duplex.drain_remade() returns void
+    language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+    update duplex.drain_state set topic_offset = null;
+    -- How far a promoted server had its own stream back is an offset of the topic, too.
+    select pg_replication_origin_advance(o.roname, '0/0')
+      from pg_replication_origin o
+      join pg_database d on d.datname = current_database()
+      join duplex.node n on o.roname = 'duplex_' || d.oid || '_' || n.name
+$$;
+comment on function duplex.drain_remade() is
+    'Relay: the own topic is another one than before, so no offset in it that this database knows means anything.';

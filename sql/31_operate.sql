@@ -125,12 +125,7 @@ create function duplex.change_kafka() returns void
     language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
     update duplex.node set kafka_cluster = null;
-    update duplex.drain_state set topic_offset = null;
-    -- How far a promoted server had its own stream back is an offset of the other cluster's topic.
-    select pg_replication_origin_advance(o.roname, '0/0')
-      from pg_replication_origin o
-      join pg_database d on d.datname = current_database()
-      join duplex.node n on o.roname = 'duplex_' || d.oid || '_' || n.name
+    select duplex.drain_remade()
 $$;
 comment on function duplex.change_kafka() is
     'This node moves to another Kafka cluster: the relay may publish to the next one that it meets.';

@@ -24,6 +24,7 @@ grant execute on function
     duplex.drain_open(bigint),
     duplex.drain(integer, integer),
     duplex.drain_confirm(bigint, bigint, bigint),
+    duplex.drain_remade(),
     duplex.relay_info(),
     duplex.apply_open(text),
     duplex.apply_chunk(bytea, bigint),

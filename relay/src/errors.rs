@@ -64,6 +64,17 @@ pub enum Error {
         /// The one that answers.
         found: String,
     },
+    /// The own topic was made anew while this relay wrote to it.
+    #[error(
+        "Kafka put a record at offset {offset} that comes behind {least} others: the topic of this node was deleted and \
+         made anew"
+    )]
+    TopicRemade {
+        /// Where the record is.
+        offset: i64,
+        /// Where it has to be at the least.
+        least: i64,
+    },
     /// The topic does not hold what comes next, or is another one than before.
     #[error("{0}")]
     Gap(String),
@@ -161,6 +172,11 @@ impl Error {
             Self::OtherKafka { .. } => (
                 Policy::Wait,
                 "give the right --kafka; if this node moves to another Kafka, select duplex.change_kafka()",
+            ),
+            Self::TopicRemade { .. } => (
+                Policy::Retry,
+                "what is not confirmed is sent to the new topic; the peers' streams of this node become gaps, since what \
+                 the old one held is lost",
             ),
             Self::Gap(_) => (
                 Policy::Gap,

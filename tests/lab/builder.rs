@@ -70,6 +70,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     kafka_properties: Vec<String>,
     proxied: bool,
+    makes_topics: bool,
     skews: Vec<Option<Skew>>,
     newcomers: usize,
     heartbeats: Option<String>,
@@ -89,6 +90,7 @@ impl Default for Builder {
             settings: Vec::new(),
             kafka_properties: Vec::new(),
             proxied: false,
+            makes_topics: false,
             skews: Vec::new(),
             newcomers: 0,
             heartbeats: None,
@@ -166,6 +168,12 @@ impl Builder {
         self.own_clusters().own_kafka()
     }
 
+    /// Proxied, and the broker makes topics by itself that somebody writes to: `auto.create.topics.enable`, Kafka's default.
+    pub fn makes_topics(mut self) -> Self {
+        self.makes_topics = true;
+        self.proxied()
+    }
+
     /// The last so many are databases with the extension that are no nodes yet; their relays are not started.
     pub fn newcomers(mut self, newcomers: usize) -> Self {
         self.newcomers = newcomers;
@@ -204,7 +212,10 @@ impl Builder {
         let kafka = async {
             Ok::<_, anyhow::Error>(match shared {
                 _ if !self.relays => None,
-                _ if self.proxied => Some(Arc::new(Kafka::create_behind(Arc::clone(&folder), &kafka_doors).await?)),
+                _ if self.proxied => {
+                    let behind = Kafka::create_behind(Arc::clone(&folder), &kafka_doors, self.makes_topics);
+                    Some(Arc::new(behind.await?))
+                }
                 _ if self.own_kafka => Some(Arc::new(Kafka::create_own(Arc::clone(&folder)).await?)),
                 Some(shared) => Some(shared.kafka().await?),
                 None => Some(Arc::new(Kafka::create(Arc::clone(&folder)).await?)),

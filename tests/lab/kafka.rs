@@ -71,20 +71,21 @@ impl Kafka {
     /// # Errors
     /// If it does not start.
     pub async fn create_own(folder: Arc<Folder>) -> Result<Self> {
-        Self::create_behind(folder, &[]).await
+        Self::create_behind(folder, &[], false).await
     }
 
     /// A new broker that can also be reached through these proxies. A client is told to come back where it knocked,
-    /// so all of its connections go through the same one.
+    /// so all of its connections go through the same one. Topics that nobody made it makes itself, if it is told to, as a
+    /// broker does that nobody configured.
     ///
     /// # Errors
     /// If it does not start.
-    pub async fn create_behind(folder: Arc<Folder>, doors: &[&Proxy]) -> Result<Self> {
+    pub async fn create_behind(folder: Arc<Folder>, doors: &[&Proxy], makes_topics: bool) -> Result<Self> {
         let home = folder.path().join(format!("kafka-{}", ports::free()?));
         std::fs::create_dir(&home)?;
         let mut attempts = 0;
         loop {
-            match Self::start_new(&folder, &home, doors).await {
+            match Self::start_new(&folder, &home, doors, makes_topics).await {
                 Ok(kafka) => return Ok(kafka),
                 Err(_) if attempts < 3 && tail(&home.join("kafka.log"), 100).contains("Address already in use") => {
                     attempts += 1;
@@ -95,7 +96,7 @@ impl Kafka {
         }
     }
 
-    async fn start_new(folder: &Arc<Folder>, home: &Path, doors: &[&Proxy]) -> Result<Self> {
+    async fn start_new(folder: &Arc<Folder>, home: &Path, doors: &[&Proxy], makes_topics: bool) -> Result<Self> {
         let (broker, controller) = (ports::free()?, ports::free()?);
         let (mut listeners, mut advertised, mut protocols) = (String::new(), String::new(), String::new());
         for (i, door) in doors.iter().enumerate() {
@@ -117,7 +118,7 @@ impl Kafka {
                  controller.listener.names=CONTROLLER\n\
                  listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\n\
                  log.dirs={}\n\
-                 auto.create.topics.enable=false\n\
+                 auto.create.topics.enable={makes_topics}\n\
                  offsets.topic.replication.factor=1\n\
                  offsets.topic.num.partitions=1\n\
                  transaction.state.log.replication.factor=1\n\

@@ -80,6 +80,14 @@ impl Lab {
         Kafka::create_own(Arc::clone(&self.folder)).await
     }
 
+    /// All nodes use this broker from now on. Their relays, which have to be stopped, are to be started.
+    pub fn move_to(&mut self, kafka: Kafka) {
+        for node in &mut self.nodes {
+            node.relay = node.relay.take().map(|relay| relay.with("DUPLEX_KAFKA", kafka.bootstrap()));
+        }
+        self.kafka = Some(Arc::new(kafka));
+    }
+
     /// A node's database is in another cluster from now on: a standby that was promoted. Its relay is to be started.
     pub fn fail_over(&mut self, i: usize, cluster: Cluster) {
         let node = &mut self.nodes[i];

@@ -86,6 +86,13 @@ impl Proxy {
         self.state.flow.send_replace(flow);
     }
 
+    /// From now on nothing passes, nor does an answer that is on its way: what has been asked for is asked again once
+    /// bytes may pass.
+    pub fn shut(&self) {
+        self.set(Flow::Stalled);
+        self.cut();
+    }
+
     /// Bytes that it has received and, being stalled, not passed on.
     pub fn held(&self) -> u64 {
         self.state.held.load(Ordering::Relaxed)

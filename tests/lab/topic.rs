@@ -8,7 +8,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
@@ -186,6 +186,29 @@ pub async fn publish(kafka: &Kafka, node: &str, values: &[Vec<u8>]) -> Result<()
         producer.send(record, TIMEOUT).await.map_err(|(err, _)| err)?;
     }
     Ok(())
+}
+
+/// Writes records to a node's topic in a transaction of Kafka's that is aborted: their offsets are taken, and whoever reads
+/// finds nothing there.
+///
+/// # Errors
+/// Kafka's.
+pub async fn publish_and_abort(kafka: &Kafka, node: &str, values: &[Vec<u8>]) -> Result<()> {
+    let (mut config, topic, values) = (kafka.client(), name(node), values.to_vec());
+    config.set("transactional.id", format!("lab-{node}"));
+    tokio::task::spawn_blocking(move || {
+        let producer: BaseProducer = config.create()?;
+        producer.init_transactions(PATIENCE)?;
+        producer.begin_transaction()?;
+        for value in &values {
+            let record = BaseRecord::<(), _>::to(&topic).partition(0).payload(value);
+            producer.send(record).map_err(|(err, _)| err)?;
+        }
+        // What is not sent when the transaction ends takes no offset.
+        producer.flush(TIMEOUT)?;
+        Ok(producer.abort_transaction(TIMEOUT)?)
+    })
+    .await?
 }
 
 /// How many transactions a stream holds by the rules that every reader goes by: a record of an earlier generation is

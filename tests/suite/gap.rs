@@ -1,7 +1,9 @@
 //! What Kafka no longer has, or never had, stops that stream by name, and each such state has its way out.
 
 use anyhow::{Result, ensure};
+use duplex_lab::proxy::Flow;
 use duplex_lab::{Lab, Node, PATIENCE, topic, until};
+use duplex_protocol::record::Kind;
 
 /// Three nodes with a table, and some changes of each applied everywhere.
 async fn three() -> Result<Lab> {
@@ -161,5 +163,132 @@ async fn only_a_stream_that_stands_still_can_be_told_to_go_on() -> Result<()> {
     }
     session.refuses("42704", "select duplex.retry_peer('nobody')").await?;
     session.refuses("22023", &format!("select duplex.resync_peer('{}', -1)", a.name())).await?;
+    lab.stop_relays()
+}
+
+/// Stops a relay that has nothing to send, where it will ask for all that is written from now on at once.
+async fn pause_at_rest(node: &Node) -> Result<()> {
+    published(node).await?;
+    node.relay().pause()?;
+    let asks = "select state from pg_stat_activity
+                 where datname = current_database() and application_name = 'duplex-relay outbound'";
+    node.shows(asks, "idle").await
+}
+
+/// The topic of the first node is made anew while its relay has much to send, and the other's relay cannot reach Kafka.
+async fn made_anew_under_its_relay(lab: &Lab, makes_it: bool) -> Result<()> {
+    let [a, b] = lab.pair();
+    lab.create_everywhere("create table t (id int primary key, v text)", &["t"]).await?;
+    for id in 0..10 {
+        a.exec(&format!("insert into t values ({id}, 'old')")).await?;
+    }
+    lab.converges(&["t"]).await?;
+    let applied = topic::end(lab.kafka(), a.name()).await?;
+    b.doors().kafka.shut();
+    let generation = topic::read(lab.kafka(), a.name()).await?[0].header()?.generation;
+    // It sends all at once, so it cannot see any sooner where the first record has come to be.
+    pause_at_rest(a).await?;
+    topic::delete(lab.kafka(), a.name()).await?;
+    if makes_it {
+        topic::create(lab.kafka(), a.name(), &[]).await?;
+    }
+    let anew = applied + 50;
+    for id in 0..anew {
+        a.exec(&format!("insert into t values ({}, 'anew')", 100 + id)).await?;
+    }
+    a.relay().resume()?;
+    published(a).await?;
+    ensure!(a.relay().log_text()?.contains("was deleted and made anew"), "{}", a.relay().log_tail(20));
+    let records = topic::read(lab.kafka(), a.name()).await?;
+    let there = records[applied as usize].header()?;
+    ensure!(there.generation == generation, "nothing went astray where the other reads on: so this shows nothing");
+
+    b.doors().kafka.set(Flow::Free);
+    let reason = b.stream_is(a.name(), "gap").await?;
+    ensure!(reason.contains("made anew") && reason.contains("duplex.resync_peer"), "{reason}");
+    ensure!(b.one("select count(*) from t where v = 'anew'").await? == "0", "a jump");
+    // Whoever begins with the new topic does not begin with what went astray either.
+    b.exec(&format!("select duplex.resync_peer('{}', 0)", a.name())).await?;
+    b.shows(&format!("select state || next_offset from duplex.peers where name = '{}'", a.name()), "gap0").await?;
+    // All that was sent before the relay noticed comes again behind its hello.
+    let hello = records.iter().find(|record| record.header().is_ok_and(|header| header.kind == Kind::Hello));
+    let hello = hello.map_or(-1, |hello| hello.offset);
+    b.exec(&format!("select duplex.resync_peer('{}', {hello})", a.name())).await?;
+    lab.converges(&["t"]).await?;
+    ensure!(b.number("select count(*) from t").await? == 10 + anew, "all of it, once");
+    a.exec("update t set v = 'after'").await?;
+    b.exec("insert into t values (99, 'the other way')").await?;
+    lab.converges(&["t"]).await?;
+    lab.stop_relays()
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_under_its_relay_is_a_gap_for_one_that_stands_within_it() -> Result<()> {
+    made_anew_under_its_relay(&Lab::builder().proxied().heartbeats("1h").start().await?, true).await
+}
+
+#[tokio::test]
+async fn a_topic_that_the_broker_makes_anew_by_itself_is_a_gap_as_well() -> Result<()> {
+    made_anew_under_its_relay(&Lab::builder().makes_topics().heartbeats("1h").start().await?, false).await
+}
+
+/// Writes of each kind on both nodes, of rows of earlier such writes.
+async fn writes(lab: &Lab, first: i32) -> Result<()> {
+    for (i, node) in lab.nodes().iter().enumerate() {
+        let id = first + i as i32;
+        node.exec(&format!(
+            "insert into t values ({id}, 'new'); update t set v = 'changed' where id = {}; update n set n = n + 1",
+            id - 10
+        ))
+        .await?;
+        node.exec(&format!("delete from t where id = {}", id - 20)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nodes_move_to_another_kafka() -> Result<()> {
+    let mut lab = Lab::shared(2).await?;
+    lab.exec_everywhere(
+        "create table t (id int primary key, v text); create table n (id int primary key, n int not null);
+         select duplex.enable('t'), duplex.enable('n', delta_columns => '{n}')",
+    )
+    .await?;
+    lab.node(0).exec("insert into n values (1, 0)").await?;
+    lab.settled().await?;
+    writes(&lab, 0).await?;
+    writes(&lab, 10).await?;
+    // All that is in the old one has to be applied. What is written from then on waits in the queue.
+    lab.settled().await?;
+    lab.stop_relays()?;
+    writes(&lab, 20).await?;
+    let other = lab.another_kafka().await?;
+    let old = [topic::end(lab.kafka(), lab.node(0).name()).await?, topic::end(lab.kafka(), lab.node(1).name()).await?];
+    lab.forget_topics().await?;
+    lab.move_to(other);
+    for node in lab.nodes() {
+        node.exec("select duplex.change_kafka()").await?;
+        node.relay().start()?;
+    }
+    let [a, b] = lab.pair();
+    for (node, peer) in [(a, b), (b, a)] {
+        let reason = node.stream_is(peer.name(), "gap").await?;
+        ensure!(reason.contains("this is Kafka cluster"), "{reason}");
+        node.exec(&format!("select duplex.resync_peer('{}', 0)", peer.name())).await?;
+    }
+    writes(&lab, 30).await?;
+    lab.converges(&["t", "n"]).await?;
+    for (node, old) in lab.nodes().iter().zip(old) {
+        ensure!(node.one("select n from n").await? == "8", "an addition is lost or doubled on {}", node.name());
+        ensure!(old > 0 && lab.transactions(node).await? == 4, "{} sent something else", node.name());
+    }
+    // From here on it is a Kafka like the other: relays begin again where they were.
+    lab.stop_relays()?;
+    writes(&lab, 40).await?;
+    for node in lab.nodes() {
+        node.relay().start()?;
+    }
+    lab.converges(&["t", "n"]).await?;
+    ensure!(lab.node(1).one("select n from n").await? == "10", "an addition is lost or doubled");
     lab.stop_relays()
 }

@@ -30,6 +30,7 @@ mod finding;
 mod flush;
 mod forgetting;
 mod gap;
+mod holes;
 mod hostile;
 mod lab;
 mod lab_program;

@@ -198,12 +198,27 @@ fn version(header: &Header) -> Version {
 
 fn wait(session: &mut Session, header: &Header) -> Result<()> {
     waits::clock(header, &mut session.heard)?;
+    if !session.knows_generation {
+        keep_generation(session, header)?;
+    }
     if session.peer == session.own {
         // What this node once had and lost again: the others' changes that it had seen come back beside it, and it is
         // the versions that decide. It must not wait for a stream that stands still.
         return Ok(());
     }
     waits::causes(header, &session.own, &mut session.known)
+}
+
+/// Where an operator has said that a stream goes on, no hello has told of the take-over to which its records belong. The first
+/// one of them does, so that a topic which is made anew later is known for another one.
+fn keep_generation(session: &mut Session, header: &Header) -> Result<()> {
+    let sql = "update duplex.peer_registry set generation = $2 where name = $1 and generation = 0";
+    let arguments = [session.peer.as_str().into(), header.generation.cast_signed().into()];
+    with_own_tables(|| Spi::run_with_args(sql, &arguments))
+        .map_err(|err| Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()))?;
+    // Should this transaction not commit, the next session begins without it again.
+    session.knows_generation = true;
+    Ok(())
 }
 
 fn check_sender(session: &Session, header: &Header) -> Result<()> {

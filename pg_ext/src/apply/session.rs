@@ -26,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) peer: String,
     /// This node's name.
     pub(crate) own: String,
+    /// Whether `duplex.peer_registry` knows which take-over of the stream is being applied.
+    pub(crate) knows_generation: bool,
     /// How far other streams are known to be applied.
     pub(crate) known: Known,
     /// Reads versions of rows.
@@ -147,6 +149,7 @@ fn open(peer: &str) -> Result<Peer> {
         mark(peer, known.start_offset)?;
         *session = Some(Session {
             peer: peer.to_owned(),
+            knows_generation: known.generation > 0 || own == peer,
             known: Known::new(),
             versions: Versions::new(own.clone()),
             own,

@@ -49,12 +49,12 @@ mod tests {
     fn a_batch_is_bounded_in_records_and_in_bytes() {
         let mut small = Batch::default();
         while small.has_room() {
-            small.push(Fetched { offset: 5, value: vec![0; 10] });
+            small.push(Fetched { offset: 5, before: 0, value: vec![0; 10] });
         }
         assert_eq!((small.records.len(), small.first_offset()), (MOST_RECORDS, 5));
         let mut large = Batch::default();
         while large.has_room() {
-            large.push(Fetched { offset: 5, value: vec![0; 500_000] });
+            large.push(Fetched { offset: 5, before: 0, value: vec![0; 500_000] });
         }
         assert_eq!(large.records.len(), 3);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use duplex_protocol::record::{Hello, Kind, Record};
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::apply::Opening;
@@ -12,13 +13,36 @@ use crate::errors::Error;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
 use crate::node::Node;
 
+/// Kafka's header of a record that says how many records stood before it at the least when it was sent.
+pub const RECORDS_BEFORE: &str = "duplex-before";
+
 /// A record as Kafka holds it.
 #[derive(Debug)]
 pub struct Fetched {
     /// Where it is.
     pub offset: i64,
+    /// How many records stood before it at the least when it was sent; 0 if it does not say.
+    pub before: i64,
     /// Its bytes.
     pub value: Vec<u8>,
+}
+
+impl Fetched {
+    fn from_kafka(message: &BorrowedMessage<'_>) -> Self {
+        let value = message.payload().unwrap_or_default().to_vec();
+        Self { offset: message.offset(), before: records_before(message).unwrap_or(0), value }
+    }
+
+    /// Whether records are missing that stood before it when it was sent. Its topic was made anew while a relay wrote to
+    /// it, and a relay does not see that before the record is there: it sends it again, behind a hello.
+    pub fn is_astray(&self) -> bool {
+        self.offset < self.before
+    }
+}
+
+fn records_before(message: &BorrowedMessage<'_>) -> Option<i64> {
+    let header = message.headers()?.iter().find(|header| header.key == RECORDS_BEFORE)?;
+    std::str::from_utf8(header.value?).ok()?.parse().ok()
 }
 
 /// The first and the next offset of a topic: `low` is what it still holds, `high` what will come next.
@@ -100,10 +124,7 @@ impl TopicReader {
             match inner.recv().await {
                 Ok(message) => {
                     inner.context().back();
-                    return Ok(Fetched {
-                        offset: message.offset(),
-                        value: message.payload().unwrap_or_default().to_vec(),
-                    });
+                    return Ok(Fetched::from_kafka(&message));
                 }
                 Err(err) => {
                     if let Some(err) = self.lasting(err) {
@@ -196,8 +217,9 @@ impl PeerReader {
                 let fetched = this.reader.next().await?;
                 this.prove_hello(&fetched, *offset, node_id)?;
             }
-            // Kafka has forgotten that hello, or there was none yet.
-            _ => this.unproven = next_offset > extent.low,
+            // Kafka has forgotten that hello, or there was none yet. Where an operator said to go on there is nothing to
+            // be proven, and what stands before it may be what no relay writes.
+            _ => this.unproven = opening.generation > 0 && next_offset > extent.low,
         }
         this.reader.start(if this.unproven { next_offset - 1 } else { next_offset })?;
         Ok(this)
@@ -244,10 +266,8 @@ impl PeerReader {
 
     /// Looks at the last record that was applied: is this still the same topic?
     fn prove(&self, fetched: &Fetched) -> Result<(), Error> {
-        let same = Record::decode(&fetched.value).is_ok_and(|record| {
-            let known = self.generation == 0 || record.header.generation <= self.generation;
-            record.header.node == self.peer && known
-        });
+        let same = Record::decode(&fetched.value)
+            .is_ok_and(|record| record.header.node == self.peer && record.header.generation <= self.generation);
         if same { Ok(()) } else { Err(self.another(fetched.offset)) }
     }
 

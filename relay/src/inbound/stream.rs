@@ -198,6 +198,15 @@ impl Gathering<'_> {
         if record.header.node != self.peer {
             return Err(Error::Broken { offset, reason: "the record is of another node" });
         }
+        // Whoever begins with a topic made anew begins with the hello of the relay that noticed.
+        let begins = record.header.kind == Kind::Hello && self.sifter.generation() == 0;
+        if fetched.is_astray() && !begins {
+            return Err(Error::Gap(format!(
+                "the record at offset {offset} was sent when {} others stood before it: they are missing, the topic was made \
+                 anew under the relay that wrote to it; copy the tables and call duplex.resync_peer with the end of the topic",
+                fetched.before
+            )));
+        }
         match self.sifter.judge(&record.header) {
             Verdict::Void => tracing::debug!(offset, "a void record"),
             Verdict::Whole { abandons: false } if self.skips && record.header.kind == Kind::Transaction => {
@@ -245,14 +254,16 @@ impl Flow<'_> {
                 }
             }
             // What has come together goes together; a lone record does not wait for company.
-            while self.gathering.goes_on() {
+            let mut failed = Ok(());
+            while failed.is_ok() && self.gathering.goes_on() {
                 let Some(fetched) = self.reader.next().now_or_never() else { break };
-                self.gathering.take(fetched?)?;
+                failed = fetched.and_then(|fetched| self.gathering.take(fetched));
             }
             if self.gathering.batch.is_empty() {
+                failed?;
                 self.apply_then().await?;
             } else {
-                self.apply_batch().await?;
+                self.apply_batch(failed).await?;
             }
             memory.backoff.reset();
         }
@@ -272,13 +283,13 @@ impl Flow<'_> {
         Ok(())
     }
 
-    /// Applies what is gathered, and gathers the next meanwhile.
-    async fn apply_batch(&mut self) -> Result<(), Error> {
+    /// Applies what is gathered, and gathers the next meanwhile, unless gathering has failed: what comes before an error
+    /// is applied, so that the stream stands at the very record that an operator decides about.
+    async fn apply_batch(&mut self, mut failed: Result<(), Error>) -> Result<(), Error> {
         let batch = std::mem::take(&mut self.gathering.batch);
         let Self { applier, reader, gathering, .. } = self;
         let mut call = std::pin::pin!(applier.batch(&batch));
         // An error of the stream must not cut the call off: it is handled when the call has ended.
-        let mut failed = Ok(());
         loop {
             tokio::select! {
                 biased;

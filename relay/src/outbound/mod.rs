@@ -132,13 +132,14 @@ async fn take_over(node: &Node, suspicion: &Suspicion) -> Result<Seat, Error> {
         producer.connected().await?;
         let hello = Record::decode(&opening.hello).map_err(|source| Error::Record { offset: -1, source })?;
         let who = Hello::decode(hello.body).map_err(|source| Error::Record { offset: -1, source })?;
-        producer.send(0, &hello.header, &opening.hello)?;
+        let confirmed = opening.topic_offset;
+        producer.send(0, confirmed.map_or(0, |offset| offset + 1), &hello.header, &opening.hello)?;
         let (_, hello_offset) = producer.delivered().await?;
         if hello_offset < 0 {
             return Err(Error::Broken { offset: hello_offset, reason: "Kafka does not say where the hello is" });
         }
+        let confirmed = still_valid(&source, &topic, confirmed, hello_offset).await?;
         let replay = Replay::new(&source, node, suspicion, &opening.node);
-        let confirmed = opening.topic_offset;
         let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
         if tail.replayed > 0 {
             tracing::warn!(transactions = tail.replayed, "lost transactions are back, or were back already");
@@ -168,6 +169,27 @@ async fn take_over(node: &Node, suspicion: &Suspicion) -> Result<Seat, Error> {
         );
         newest_generation = tail.newest_generation;
     }
+}
+
+/// The newest offset confirmed, unless the topic was made anew since: then no offset of before means anything.
+async fn still_valid(
+    source: &Source,
+    topic: &str,
+    confirmed: Option<i64>,
+    hello_offset: i64,
+) -> Result<Option<i64>, Error> {
+    if confirmed.is_none_or(|offset| offset < hello_offset) {
+        return Ok(confirmed);
+    }
+    tracing::warn!(
+        topic,
+        confirmed,
+        end = hello_offset,
+        "the topic is shorter than it was: it was made anew. What is not confirmed goes there; peers' streams of this \
+         node become gaps, where duplex.resync_peer is to be called once the tables are equal"
+    );
+    source.remade().await?;
+    Ok(None)
 }
 
 /// Publishing elsewhere would take the queue to where no peer reads it.
@@ -255,9 +277,9 @@ impl Publisher {
     }
 
     fn acknowledge(&mut self, (number, offset): (usize, i64)) -> Result<(), Error> {
-        self.in_flight.acknowledged(number, offset);
+        self.in_flight.acknowledged(number, offset)?;
         while let Some((number, offset)) = self.producer.delivered_already()? {
-            self.in_flight.acknowledged(number, offset);
+            self.in_flight.acknowledged(number, offset)?;
         }
         Ok(())
     }
@@ -295,8 +317,9 @@ impl Publisher {
             self.in_flight.found(position, last, found);
             return Ok(());
         }
+        let before = self.in_flight.least_offset();
         let number = self.in_flight.sent(position, last, value.len());
-        while !self.producer.send(number, header, value)? {
+        while !self.producer.send(number, before, header, value)? {
             // librdkafka's queue is full. This record is not in it, so others are, and one of them will arrive.
             let delivered = self.producer.delivered().await?;
             self.acknowledge(delivered)?;

@@ -11,6 +11,7 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig,
 use tokio::sync::mpsc;
 
 use crate::errors::Error;
+use crate::inbound::consumer::RECORDS_BEFORE;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere};
 
 /// Kafka has a record, or has refused it for good.
@@ -92,16 +93,17 @@ impl Producer {
         .await
     }
 
-    /// Gives a record to librdkafka. Returns false if its queue is full for now.
+    /// Gives a record to librdkafka, with how many records stand before it in the topic at the least. Returns false if
+    /// librdkafka's queue is full for now.
     ///
     /// # Errors
     /// [`Error::Kafka`] if it cannot be taken at all.
-    pub fn send(&self, number: usize, header: &RecordHeader, value: &[u8]) -> Result<bool, Error> {
+    pub fn send(&self, number: usize, before: i64, header: &RecordHeader, value: &[u8]) -> Result<bool, Error> {
         let Some(inner) = &self.inner else { return Err(Error::Ending) };
         let record = BaseRecord::<(), [u8], usize>::with_opaque_to(&self.topic, number)
             .partition(0)
             .payload(value)
-            .headers(kafka_headers(header, value));
+            .headers(kafka_headers(before, header, value));
         match inner.send(record) {
             Ok(()) => Ok(true),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(false),
@@ -143,8 +145,9 @@ impl Drop for Producer {
     }
 }
 
-/// What consumers other than relays can go by without knowing the format of the value.
-fn kafka_headers(header: &RecordHeader, value: &[u8]) -> OwnedHeaders {
+/// What shows readers that the topic was made anew, and what consumers other than relays can go by without knowing the
+/// format of the value.
+fn kafka_headers(before: i64, header: &RecordHeader, value: &[u8]) -> OwnedHeaders {
     let format = value.first().copied().unwrap_or_default().to_string();
     let kind = match header.kind {
         Kind::Transaction => "transaction",
@@ -152,6 +155,7 @@ fn kafka_headers(header: &RecordHeader, value: &[u8]) -> OwnedHeaders {
         Kind::Heartbeat => "heartbeat",
     };
     let texts = [
+        (RECORDS_BEFORE, before.to_string()),
         ("duplex-format", format),
         ("duplex-kind", kind.to_owned()),
         ("duplex-xid", header.position.xid.to_string()),

@@ -72,6 +72,11 @@ impl<'s> Replay<'s> {
         }
     }
 
+    /// Whether a record of this node's belongs to the stream.
+    pub fn is_for(&self, node: &str) -> bool {
+        self.own == node
+    }
+
     /// Takes the next record.
     ///
     /// # Errors
@@ -147,7 +152,7 @@ impl<'s> Replay<'s> {
             records.into_iter().zip(offsets).zip(self.identities.drain(..)).zip(missing)
         {
             if missing {
-                lacking.push(Fetched { offset, value });
+                lacking.push(Fetched { offset, before: 0, value });
             } else {
                 self.published.insert(identity, Found { first: offset, last: offset });
             }

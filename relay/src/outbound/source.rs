@@ -92,6 +92,15 @@ impl Source {
         Ok(row.get(0))
     }
 
+    /// Has the database forget where it stood in a topic that was made anew.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn remade(&self) -> Result<(), Error> {
+        let done = self.session.execute("select duplex.drain_remade()", &[]).await;
+        done.map(drop).map_err(Error::database("forgetting offsets of a topic that was made anew"))
+    }
+
     /// Confirms, drains, or both in one go: the two travel together, and the server does them in this order.
     ///
     /// # Errors

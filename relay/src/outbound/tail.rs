@@ -158,12 +158,17 @@ pub async fn read_back(
         return Ok(Tail::default());
     }
     let (reader, extent) = TopicReader::open(kafka, topic.to_owned()).await?;
-    let known = confirmed.filter(|&offset| offset < hello_offset);
-    if known != confirmed {
-        tracing::warn!(topic, confirmed, end = hello_offset, "the topic is shorter than it was: it was made anew");
+    if let Some(offset) = confirmed.filter(|offset| offset + 1 < extent.low) {
+        tracing::warn!(
+            topic,
+            from = offset + 1,
+            to = extent.low,
+            "Kafka has deleted these records of the own topic: should this database have been set back, it will lack what they \
+             held, and its tables are to be compared with those of its peers"
+        );
     }
-    let start = known.map_or(extent.low, |offset| offset.max(extent.low));
-    let mut judge = Judge::new(node_id, known);
+    let start = confirmed.map_or(extent.low, |offset| offset.max(extent.low));
+    let mut judge = Judge::new(node_id, confirmed);
     let mut promised = Promised::default();
     if start < hello_offset {
         reader.start(start)?;
@@ -173,6 +178,21 @@ pub async fn read_back(
                 break;
             }
             match Record::decode(&fetched.value) {
+                Ok(record) if fetched.is_astray() && record.header.kind != Kind::Hello => {
+                    tracing::debug!(
+                        topic,
+                        offset = fetched.offset,
+                        "sent before the topic was made anew; it comes again"
+                    );
+                }
+                Ok(record) if !replay.is_for(&record.header.node) => {
+                    tracing::warn!(
+                        topic,
+                        offset = fetched.offset,
+                        node = record.header.node,
+                        "a record of another node"
+                    );
+                }
                 Ok(record) => {
                     let identity = (record.header.position, record.header.commit_ts);
                     let judgement = judge.take(fetched.offset, &record);
