@@ -87,6 +87,7 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
     let mut newest_generation = 0;
     loop {
         let opening = wait_for_place(&source, newest_generation).await?;
+        failpoints::pass(Place::OutboundAfterOpen);
         let topic = topic_of(&opening.node);
         meet_kafka(node).await?;
         node.kafka().ensure_topic(&topic).await?;
@@ -99,9 +100,11 @@ async fn take_over(node: &Node) -> Result<Seat, Error> {
         if hello_offset < 0 {
             return Err(Error::Broken { offset: hello_offset, reason: "Kafka does not say where the hello is" });
         }
+        failpoints::pass(Place::OutboundAfterHello);
         let replay = Replay::new(&source, &node.settings, &opening.node);
         let confirmed = opening.topic_offset;
         let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
+        failpoints::pass(Place::OutboundAfterTail);
         if tail.replayed > 0 {
             tracing::warn!(transactions = tail.replayed, "lost transactions are back, or were back already");
         }
