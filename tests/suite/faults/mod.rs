@@ -5,6 +5,7 @@ mod books;
 mod drain;
 mod durable;
 mod large;
+mod places;
 mod random;
 mod standby;
 mod tail;
