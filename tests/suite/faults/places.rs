@@ -112,13 +112,18 @@ impl Counted {
 
     /// How many rows of the second node were not written as often as they had to be.
     async fn wrong(&self) -> Result<i64> {
+        self.wrong_on(self.lab.node(1)).await
+    }
+
+    /// How many rows of a node that counts were not written as often as they had to be.
+    async fn wrong_on(&self, node: &Node) -> Result<i64> {
         let (ones, many) = (self.ones, self.many);
         let sql = format!(
             "select count(*) from t left join (select id, count(*) times from written group by 1) w using (id) \
               where (n, coalesce(times, 0)) <> \
                     (case id when 0 then {ones} else {many} end, case id when 0 then {ones} else {many} end)"
         );
-        self.lab.node(1).number(&sql).await
+        node.number(&sql).await
     }
 
     /// What there is of the newest transaction.
@@ -284,7 +289,7 @@ async fn gone(node: &Node, pid: i32) -> Result<()> {
 /// before it, the session and the server can.
 #[tokio::test]
 async fn what_is_applied_and_not_committed_is_applied_once() -> Result<()> {
-    let lab = Lab::builder().crashes().own_kafka().heartbeats("1h").relays_stopped().start().await?;
+    let lab = Lab::builder().crashes().heartbeats("1h").relays_stopped().start().await?;
     let mut counted = Counted::begin(lab).await?;
     counted.lab.node(1).exec(GATED).await?;
 
@@ -322,5 +327,38 @@ async fn what_is_applied_and_not_committed_is_applied_once() -> Result<()> {
     .await?;
     counted.lab.node(1).cluster().recovered().await?;
     counted.once().await.context("the backend was killed")?;
+    counted.lab.stop_relays()
+}
+
+/// A take-over brings back what a promoted server lacks of its own stream; the relay dies before that, and after it.
+#[tokio::test]
+async fn what_a_promoted_server_lacks_comes_back_once_though_relays_die_over_it() -> Result<()> {
+    let lab = Lab::builder().crashes().heartbeats("1h").relays_stopped().start().await?;
+    let mut counted = Counted::begin(lab).await?;
+    let a = counted.lab.node(0);
+    a.exec(COUNTING).await?;
+    let standby = a.cluster().standby("standby").await?;
+    standby.caught_up_with(a.cluster()).await?;
+    standby.cut_off().await?;
+    counted.write(Size::One).await?;
+    counted.write(Size::Many).await?;
+    counted.once().await?;
+
+    let a = counted.lab.node(0);
+    a.relay().kill()?;
+    a.cluster().crash()?;
+    standby.promote().await?;
+    counted.lab.fail_over(0, standby);
+    let a = counted.lab.node(0);
+    dies_at(a, Place::OutboundAfterHello, 0).await?;
+    assert_eq!(counted.wrong_on(a).await?, ROWS + 1, "nothing can be back yet");
+    dies_at(a, Place::OutboundAfterTail, 0).await?;
+    assert_eq!(counted.wrong_on(a).await?, 0, "all must be back");
+    a.relay().start()?;
+    // Counters take no writes before a relay has found that nothing is lacking any more.
+    a.shows("select coalesce(lacks, '') from duplex.status", "").await?;
+    counted.write(Size::One).await?;
+    counted.once().await?;
+    assert_eq!(counted.wrong_on(counted.lab.node(0)).await?, 0, "it came back twice");
     counted.lab.stop_relays()
 }
