@@ -69,11 +69,10 @@ pub async fn wrong(session: &Session) -> Result<Option<String>> {
     let accounts = i64::try_from(ACCOUNTS)?;
     let sql = format!(
         "with j as (select node, session, count(*) n, max(seq) top, min(seq) low from journal group by 1, 2),
+              n as (select node from account union select node from journal),
               t as (select node, coalesce(sum(legs), 0)::bigint legs, coalesce(sum(bulk), 0)::bigint bulk,
                            count(*) filter (where session = {OPENING_SESSION}) openings
-                      from journal
-                     right join (select node from account union select node from posting union select node from bulk) n using (node)
-                     group by 1),
+                      from n left join journal using (node) group by 1),
               p as (select node, count(*) n, sum(amount)::bigint total from posting group by 1),
               b as (select node, count(*) n from bulk group by 1),
               a as (select node, count(*) n, sum(balance)::bigint total from account group by 1),
@@ -94,8 +93,9 @@ pub async fn wrong(session: &Session) -> Result<Option<String>> {
            select format('bulk rows of %s: %s instead of %s', node, coalesce(b.n, 0), t.bulk)
              from t left join b using (node) where coalesce(b.n, 0) <> t.bulk
            union all
-           select format('accounts of %s: %s, in sum %s', node, n, total)
-             from a where n <> {accounts} or total <> {accounts} * {OPENING_BALANCE}
+           select format('accounts of %s: %s, in sum %s', node, coalesce(a.n, 0), a.total)
+             from n left join a using (node)
+            where coalesce(a.n, 0) <> {accounts} or a.total <> {accounts} * {OPENING_BALANCE}
            union all
            select format('account %s of %s: %s instead of %s', id, node, balance, due) from d)
          select string_agg(what, '; ') from (select what from wrong limit 10) w"

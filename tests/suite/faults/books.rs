@@ -10,7 +10,7 @@ use duplex_lab::{Lab, Session};
 use duplex_protocol::record::{Header, Hello, Kind, Position};
 
 /// What is done to the books (`{n}` is the node as a literal), and what must be said then.
-const DAMAGE: [(&str, &str); 12] = [
+const DAMAGE: [(&str, &str); 13] = [
     ("delete from posting where session = 1 and seq = 2 and leg = 0", "postings of {n}: 5 instead of 6, in sum 5"),
     (
         "update posting set amount = amount + 1 where session = 1 and seq = 2 and leg = 0",
@@ -32,6 +32,7 @@ const DAMAGE: [(&str, &str); 12] = [
         "account 8 of {n}: 999999 instead of 1000000",
     ),
     ("delete from account where id = 9", "accounts of {n}: 39, in sum 39000000"),
+    ("delete from account", "accounts of {n}: 0, in sum "),
     ("update journal set seq = 4 where session = 1 and seq = 3", "session 1 of {n}: 3 rows from 1 to 4"),
     ("delete from journal where session = 1 and seq = 1", "session 1 of {n}: 2 rows from 2 to 3"),
     ("delete from journal where session = 0", "openings of {n}: 0"),
