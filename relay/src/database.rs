@@ -10,6 +10,12 @@ use crate::config::Settings;
 use crate::errors::Error;
 use crate::tls;
 
+/// What the server does about a client that vanished without a word: the host of an active relay that lost its power must
+/// not hold the node's place for the two hours that an operating system takes by itself. After four seconds of silence the
+/// server asks, and ten seconds without an answer end the session, and with it all that it held.
+const SERVER_NOTICES: &str = "set tcp_keepalives_idle = 4; set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3; \
+                              set tcp_user_timeout = 10000";
+
 /// A session in the database. Dropping it closes the connection, and with it all that the session held there.
 #[derive(Debug)]
 pub struct Session {
@@ -21,7 +27,7 @@ impl Session {
     /// Connects. `role` says in `pg_stat_activity` what the session is for.
     ///
     /// # Errors
-    /// [`Error::Connect`], [`Error::Tls`].
+    /// [`Error::Connect`], [`Error::Tls`], [`Error::Database`].
     pub async fn connect(settings: &Settings, role: &str) -> Result<Self, Error> {
         let mut config = settings.database.clone();
         config.application_name(format!("duplex-relay {role}"));
@@ -40,7 +46,10 @@ impl Session {
                 tracing::debug!(error = %err, "database connection ended");
             }
         });
-        Ok(Self { client, driver })
+        let session = Self { client, driver };
+        let set = session.batch_execute(SERVER_NOTICES).await;
+        set.map_err(Error::database("saying when a relay counts as gone"))?;
+        Ok(session)
     }
 }
 

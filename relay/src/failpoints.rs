@@ -3,36 +3,55 @@
 //! Built with the feature `failpoints`, `FAILPOINTS="outbound-after-publish=3*off->return"` lets the process abort the
 //! fourth time it comes by that place. Without the feature all of this is nothing.
 
-/// The names of these places, in the order in which a change comes by.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Place {
+/// Makes the places and the list of them out of one table, so that no test has a list of its own to forget one in.
+macro_rules! places {
+    ($($(#[$what:meta])* $place:ident = $name:literal,)*) => {
+        /// These places, in the order in which a change comes by.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Place {
+            $($(#[$what])* $place,)*
+        }
+
+        impl Place {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$place,)*];
+
+            /// The name that `FAILPOINTS` knows it by.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$place => $name,)*
+                }
+            }
+        }
+    };
+}
+
+places! {
+    /// Take-over: the database has given the node's place and a generation, of which Kafka knows nothing.
+    OutboundAfterOpen = "outbound-after-open",
+    /// Take-over: the hello is in the topic, whose end was not read back.
+    OutboundAfterHello = "outbound-after-hello",
+    /// Take-over: the topic's end was read back and what the database lacked is brought back; nothing was drained.
+    OutboundAfterTail = "outbound-after-tail",
     /// Records were drained, none of them is published.
-    OutboundAfterDrain,
+    OutboundAfterDrain = "outbound-after-drain",
     /// Kafka has been given a part of a transaction, and not its last chunk.
-    OutboundWithinTransaction,
+    OutboundWithinTransaction = "outbound-within-transaction",
     /// Kafka has acknowledged records that are not confirmed.
-    OutboundAfterPublish,
+    OutboundAfterPublish = "outbound-after-publish",
     /// The database knows that they are published.
-    OutboundAfterConfirm,
+    OutboundAfterConfirm = "outbound-after-confirm",
     /// Records were fetched, none of them is applied.
-    InboundBeforeApply,
+    InboundBeforeApply = "inbound-before-apply",
     /// A transaction of several chunks is applied whole and not committed.
-    InboundBeforeCommit,
+    InboundBeforeCommit = "inbound-before-commit",
     /// The database has committed them.
-    InboundAfterApply,
+    InboundAfterApply = "inbound-after-apply",
 }
 
 /// Comes by a place.
 pub(crate) fn pass(place: Place) {
-    let name = match place {
-        Place::OutboundAfterDrain => "outbound-after-drain",
-        Place::OutboundWithinTransaction => "outbound-within-transaction",
-        Place::OutboundAfterPublish => "outbound-after-publish",
-        Place::OutboundAfterConfirm => "outbound-after-confirm",
-        Place::InboundBeforeApply => "inbound-before-apply",
-        Place::InboundBeforeCommit => "inbound-before-commit",
-        Place::InboundAfterApply => "inbound-after-apply",
-    };
+    let name = place.name();
     let _ = name;
     fail::fail_point!(name, |_| std::process::abort());
 }

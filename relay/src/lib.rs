@@ -13,6 +13,7 @@
 //! | [`database`], [`tls`], [`control`] | connections to PostgreSQL |
 //! | [`kafka`] | settings of Kafka clients, and questions to the cluster |
 //! | [`commands`], [`check`] | the subcommands |
+//! | [`failpoints`] | where tests let it die |
 
 pub mod backoff;
 pub mod check;
@@ -21,7 +22,7 @@ pub mod config;
 pub mod control;
 pub mod database;
 pub mod errors;
-mod failpoints;
+pub mod failpoints;
 pub mod inbound;
 pub mod kafka;
 pub mod logs;

@@ -5,7 +5,7 @@
 //! | table | what must hold in every snapshot, on every node |
 //! |---|---|
 //! | `account` | the balances of a node add up to what they were at the opening; each is the opening balance and its postings |
-//! | `journal` | one row a committed transaction, appended only; the numbers of a session are 1, 2, 3 … without a gap |
+//! | `journal` | one row a committed transaction, appended only; the numbers of a session are 1, 2, 3 … without a gap; whoever has anything else has an opening |
 //! | `posting` | as many as the journal's rows say; their amounts add up to nothing |
 //! | `bulk` | as many rows as the journal's rows have added and removed |
 //! | `memo` | rows that come, change and go; only equality is asked of them |
@@ -33,11 +33,20 @@ create table posting (node text, session int, seq bigint, leg int, account int n
 create table bulk (node text, session int, n bigint, filler text not null, primary key (node, session, n));
 create table memo (node text, session int, id int, words text not null, primary key (node, session, id));";
 
-/// Makes the tables everywhere and opens each node's books.
+/// Makes the tables everywhere, opens each node's books, and waits until they are open on every node.
 ///
 /// # Errors
 /// The server's.
 pub async fn open(lab: &Lab) -> Result<()> {
+    open_apart(lab).await?;
+    lab.settled().await
+}
+
+/// As [`open`], and waits for nobody: for a lab without relays.
+///
+/// # Errors
+/// The server's.
+pub async fn open_apart(lab: &Lab) -> Result<()> {
     lab.create_everywhere(SCHEMA, &TABLES).await?;
     for node in lab.nodes() {
         let name = literal(node.name());
@@ -49,7 +58,7 @@ pub async fn open(lab: &Lab) -> Result<()> {
         ))
         .await?;
     }
-    lab.settled().await
+    Ok(())
 }
 
 /// What is wrong with the books as this session sees them now, in one snapshot; nothing if all is right.
@@ -60,7 +69,10 @@ pub async fn wrong(session: &Session) -> Result<Option<String>> {
     let accounts = i64::try_from(ACCOUNTS)?;
     let sql = format!(
         "with j as (select node, session, count(*) n, max(seq) top, min(seq) low from journal group by 1, 2),
-              t as (select node, sum(legs)::bigint legs, sum(bulk)::bigint bulk from journal group by 1),
+              n as (select node from account union select node from journal),
+              t as (select node, coalesce(sum(legs), 0)::bigint legs, coalesce(sum(bulk), 0)::bigint bulk,
+                           count(*) filter (where session = {OPENING_SESSION}) openings
+                      from n left join journal using (node) group by 1),
               p as (select node, count(*) n, sum(amount)::bigint total from posting group by 1),
               b as (select node, count(*) n from bulk group by 1),
               a as (select node, count(*) n, sum(balance)::bigint total from account group by 1),
@@ -73,14 +85,17 @@ pub async fn wrong(session: &Session) -> Result<Option<String>> {
            select format('session %s of %s: %s rows from %s to %s', session, node, n, low, top) as what
              from j where n <> top or low <> 1
            union all
+           select format('openings of %s: %s', node, openings) from t where openings <> 1
+           union all
            select format('postings of %s: %s instead of %s, in sum %s', node, coalesce(p.n, 0), t.legs, p.total)
              from t left join p using (node) where coalesce(p.n, 0) <> t.legs or coalesce(p.total, 0) <> 0
            union all
            select format('bulk rows of %s: %s instead of %s', node, coalesce(b.n, 0), t.bulk)
              from t left join b using (node) where coalesce(b.n, 0) <> t.bulk
            union all
-           select format('accounts of %s: %s, in sum %s', node, n, total)
-             from a where n <> {accounts} or total <> {accounts} * {OPENING_BALANCE}
+           select format('accounts of %s: %s, in sum %s', node, coalesce(a.n, 0), a.total)
+             from n left join a using (node)
+            where coalesce(a.n, 0) <> {accounts} or a.total <> {accounts} * {OPENING_BALANCE}
            union all
            select format('account %s of %s: %s instead of %s', id, node, balance, due) from d)
          select string_agg(what, '; ') from (select what from wrong limit 10) w"

@@ -20,7 +20,9 @@ struct Cli {
 async fn main() -> Result<()> {
     let cli = Cli::parse();
     let seed = cli.seed.map_or_else(seed, Ok)?;
-    let report = run(Plan { seed, faults: cli.faults }).await?;
-    println!("{report}\nseed {seed}: all is where it belongs, once");
+    let plan = Plan { seed, faults: cli.faults };
+    let report = run(plan).await?;
+    println!("{}\n{report}\nseed {seed}: all is where it belongs, once", report.tally);
+    report.is_whole(plan)?;
     Ok(())
 }

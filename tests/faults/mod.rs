@@ -6,6 +6,7 @@
 //! | [`ledger`] | tables in which any loss, double or tear shows by arithmetic |
 //! | [`load`] | sessions that write them, and know what they were told is committed |
 //! | [`strike`] | carrying a fault out |
+//! | [`tally`] | which faults struck, and which found nobody home |
 //! | [`verdict`] | databases, streams and books against each other, after quiet |
 //!
 //! The suite runs a short schedule; `make faults FAULTS=300 SEED=…` a long one.
@@ -14,6 +15,7 @@ pub mod ledger;
 pub mod load;
 pub mod schedule;
 pub mod strike;
+pub mod tally;
 pub mod verdict;
 
 use std::fmt;
@@ -25,6 +27,7 @@ use futures_util::future::try_join_all;
 use tokio::task::JoinHandle;
 
 use self::load::{Known, Manner, Place, Pulse, Writer};
+use self::tally::Tally;
 use self::verdict::Stream;
 use crate::dice::Dice;
 use crate::session::literal;
@@ -41,6 +44,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 /// How long publishing and applying may stand still in the end.
 const QUIET: Duration = Duration::from_secs(90);
+/// A run of so many faults or more goes through the whole deck several times, and has to have struck with every kind.
+const WHOLE_RUN: usize = 300;
 /// The session that closes a node's books: by then nothing else writes.
 const CLOSING_SESSION: u32 = 99;
 
@@ -56,10 +61,8 @@ pub struct Plan {
 /// How a run went.
 #[derive(Debug)]
 pub struct Report {
-    /// Faults that struck.
-    pub struck: usize,
-    /// Faults that found nobody home: no such session, or a place that was not passed.
-    pub missed: usize,
+    /// Faults, by kind.
+    pub tally: Tally,
     /// What each node's stream holds.
     pub streams: Vec<Stream>,
     /// Looks at the books during the run.
@@ -70,12 +73,26 @@ pub struct Report {
     pub time: Duration,
 }
 
+impl Report {
+    /// Checks that a run of this plan has struck with every kind of fault, if it was long enough for that.
+    ///
+    /// # Errors
+    /// If it was, and has not.
+    pub fn is_whole(&self, plan: Plan) -> Result<()> {
+        if plan.faults < WHOLE_RUN { Ok(()) } else { self.tally.has_all() }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
             "{} faults in {:.0?} ({} found nobody home), the books read {} times, {} careless commits taken back",
-            self.struck, self.time, self.missed, self.looks, self.taken_back
+            self.tally.struck(),
+            self.time,
+            self.tally.missed(),
+            self.looks,
+            self.taken_back
         )?;
         for (i, stream) in self.streams.iter().enumerate() {
             let Stream { transactions, records, hellos } = stream;
@@ -99,12 +116,15 @@ pub async fn run(plan: Plan) -> Result<Report> {
         // Often, so that crashes fall before, into and behind a rotation of the queue and a checkpoint.
         .setting("duplex.queue_segment_size", "256kB")
         .setting("checkpoint_timeout", "30s")
+        // A session that sees its postmaster gone while compiled code runs panics at its end, in PostgreSQL's own JIT.
+        .setting("jit", "off")
         .start()
         .await?;
     ledger::open(&lab).await?;
-    let standby = lab.node(0).relay().standby();
-    standby.start()?;
-    let standbys = [Some(standby), None];
+    let standbys: Vec<Relay> = lab.nodes().iter().map(|node| node.relay().standby()).collect();
+    for standby in &standbys {
+        standby.start()?;
+    }
     let pulse = Arc::new(Pulse::default());
     let load = Load::begin(&lab, plan.seed, &pulse);
 
@@ -113,29 +133,23 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let time = start.elapsed();
     pulse.stop();
     let (known, looks) = load.end().await?;
-    let (struck, missed) = outcome?;
+    let tally = outcome?;
     close(&lab).await?;
     lab.settled_within(QUIET).await?;
     let streams = verdict::pass(&lab, &known).await?;
-    for relay in lab.nodes().iter().map(Node::relay).chain(standbys.iter().flatten()) {
+    for relay in lab.nodes().iter().map(Node::relay).chain(&standbys) {
         relay.process()?.check()?;
     }
     let taken_back = known.iter().flatten().map(|session| session.taken_back).sum();
-    Ok(Report { struck, missed, streams, looks, taken_back, time })
+    Ok(Report { tally, streams, looks, taken_back, time })
 }
 
-/// Goes through the schedule until so many faults struck. Returns how many did and how many missed.
-async fn suffer(
-    lab: &Lab,
-    standbys: &[Option<Relay>],
-    plan: Plan,
-    pulse: &Pulse,
-    load: &Load,
-) -> Result<(usize, usize)> {
-    let (mut struck, mut missed) = (0, 0);
+/// Goes through the schedule until so many faults struck. Returns which did and which missed.
+async fn suffer(lab: &Lab, standbys: &[Relay], plan: Plan, pulse: &Pulse, load: &Load) -> Result<Tally> {
+    let mut tally = Tally::default();
     let start = Instant::now();
     for (number, step) in schedule::draw(plan.seed, lab.nodes().len()).enumerate() {
-        if struck >= plan.faults {
+        if tally.struck() >= plan.faults {
             break;
         }
         let (due, waiting) = (pulse.committed() + step.after, Instant::now());
@@ -147,11 +161,12 @@ async fn suffer(
         let shown: Vec<String> = step.faults.iter().map(ToString::to_string).collect();
         println!("{:>7.2?}  step {number}, {} committed: {}", start.elapsed(), pulse.committed(), shown.join(" + "));
         let strikes = step.faults.iter().map(|&fault| strike::strike(lab, standbys, fault));
-        for hit in try_join_all(strikes).await.with_context(|| format!("at step {number}\n{}", lab.logs()))? {
-            *(if hit { &mut struck } else { &mut missed }) += 1;
+        let hits = try_join_all(strikes).await.with_context(|| format!("at step {number}\n{}", lab.logs()))?;
+        for (fault, hit) in step.faults.iter().zip(hits) {
+            tally.count(fault, hit);
         }
     }
-    Ok((struck, missed))
+    Ok(tally)
 }
 
 /// One more transaction on each node: all that is void in the streams is before it.

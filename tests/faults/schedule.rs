@@ -1,37 +1,37 @@
 //! Which faults strike, and when: drawn from a seed alone, whatever happens.
 //!
 //! "When" is counted in committed transactions, not in seconds, so that a slow machine and a fast one go through the
-//! same steps.
+//! same steps. Faults are dealt from a shuffled deck that holds every kind, so that a run of some length has them all.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use crate::Place;
 use crate::dice::Dice;
-
-/// Places at which a relay built with failpoints may die; its `failpoints.rs` says what each is.
-const PLACES: [&str; 7] = [
-    "outbound-after-drain",
-    "outbound-within-transaction",
-    "outbound-after-publish",
-    "outbound-after-confirm",
-    "inbound-before-apply",
-    "inbound-before-commit",
-    "inbound-after-apply",
-];
 
 /// What can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A node's PostgreSQL.
     Server(usize),
-    /// A node's relay.
-    Relay(usize),
+    /// One of a node's two relays.
+    Relay(usize, Role),
     /// The broker.
     Kafka,
-    /// The connections between a node's relay and its database.
+    /// The connections between a node's relays and its database.
     DatabaseLink(usize),
-    /// The connections between a node's relay and Kafka.
+    /// The connections between a node's relays and Kafka.
     KafkaLink(usize),
+}
+
+/// What a relay does at the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It publishes.
+    Active,
+    /// It waits for the other's end.
+    Standby,
 }
 
 /// Whose backend is killed.
@@ -54,10 +54,12 @@ pub enum How {
     Terminate(Whose),
     /// Immediate stop.
     Crash,
-    /// SIGKILL: to the relay, the broker, or the postmaster.
+    /// SIGKILL: to the relay, the broker, or the postmaster. Started again at once.
     Kill,
     /// SIGTERM, and started again.
     Stop,
+    /// SIGKILL, and started again only when the other relay has taken over.
+    TakeOver,
     /// SIGSTOP for so long.
     Pause(Duration),
     /// All connections end at once.
@@ -67,7 +69,7 @@ pub enum How {
     /// Everything takes so much longer, for so long.
     Slow(Duration, Duration),
     /// Dies when it has passed a place so many times.
-    DieAt(&'static str, u32),
+    DieAt(Place, u32),
 }
 
 /// One fault.
@@ -91,64 +93,167 @@ pub struct Step {
 /// The schedule of a seed on so many nodes; it has no end.
 pub fn draw(seed: u64, nodes: usize) -> impl Iterator<Item = Step> {
     let mut dice = Dice::of(seed, 0);
+    let mut deck = Vec::new();
     std::iter::repeat_with(move || {
         let after = dice.between(5, 120);
-        let mut together = vec![fault(&mut dice, nodes)];
-        if dice.percent(25) {
-            let mut second = fault(&mut dice, nodes);
-            while second.part == together[0].part {
-                second = fault(&mut dice, nodes);
-            }
-            together.push(second);
+        let first = deck.pop().unwrap_or_else(|| {
+            deck = shuffled(&mut dice, nodes);
+            deck.pop().expect("a deck holds something")
+        });
+        let mut faults = vec![first];
+        if dice.percent(25)
+            && let Some(beside) = deck.iter().rposition(|fault| fault.goes_with(first))
+        {
+            faults.push(deck.remove(beside));
         }
-        Step { after, faults: together }
+        Step { after, faults }
     })
 }
 
-fn fault(dice: &mut Dice, nodes: usize) -> Fault {
-    let node = dice.below(nodes as u64) as usize;
-    let (part, how) = match dice.below(100) {
-        0..8 => (Part::Server(node), How::KillBackend(dice.pick(&[Whose::Load, Whose::Outbound, Whose::Inbound]))),
-        8..14 => (Part::Server(node), How::Terminate(dice.pick(&[Whose::Outbound, Whose::Inbound]))),
-        14..22 => (Part::Server(node), How::Crash),
-        22..27 => (Part::Server(node), How::Kill),
-        27..31 => (Part::Server(node), How::Pause(dice.millis(50, 1200))),
-        31..43 => (Part::Relay(node), How::Kill),
-        43..46 => (Part::Relay(node), How::Stop),
-        46..51 => (Part::Relay(node), How::Pause(dice.millis(50, 1500))),
-        51..71 => (Part::Relay(node), How::DieAt(dice.pick(&PLACES), dice.below(6) as u32)),
-        71..75 => (Part::Kafka, How::Kill),
-        75..79 => (Part::Kafka, How::Pause(dice.millis(50, 1500))),
-        79..84 => (Part::DatabaseLink(node), How::Cut),
-        84..87 => (Part::DatabaseLink(node), How::Stall(dice.millis(50, 1500))),
-        87..89 => (Part::DatabaseLink(node), How::Slow(dice.millis(2, 60), dice.millis(100, 1200))),
-        89..94 => (Part::KafkaLink(node), How::Cut),
-        94..98 => (Part::KafkaLink(node), How::Stall(dice.millis(50, 1500))),
-        _ => (Part::KafkaLink(node), How::Slow(dice.millis(2, 60), dice.millis(100, 1200))),
-    };
-    Fault { part, how }
+/// All kinds of faults, by name: what a deck holds.
+pub fn kinds() -> BTreeSet<String> {
+    shuffled(&mut Dice::new(0), 1).iter().map(Fault::kind).collect()
+}
+
+/// Draws what is left to chance in a fault on this node.
+type Card = fn(usize, &mut Dice) -> (Part, How);
+
+/// How often which card is in a deck. The places where a relay dies come on top.
+const CARDS: [(usize, Card); 23] = [
+    (3, |node, _| (Part::Server(node), How::KillBackend(Whose::Load))),
+    (3, |node, _| (Part::Server(node), How::KillBackend(Whose::Outbound))),
+    (3, |node, _| (Part::Server(node), How::KillBackend(Whose::Inbound))),
+    (3, |node, _| (Part::Server(node), How::Terminate(Whose::Outbound))),
+    (3, |node, _| (Part::Server(node), How::Terminate(Whose::Inbound))),
+    (7, |node, _| (Part::Server(node), How::Crash)),
+    (5, |node, _| (Part::Server(node), How::Kill)),
+    (4, |node, dice| (Part::Server(node), How::Pause(dice.millis(50, 1200)))),
+    (5, |node, _| (Part::Relay(node, Role::Active), How::Kill)),
+    (3, |node, _| (Part::Relay(node, Role::Standby), How::Kill)),
+    (5, |node, _| (Part::Relay(node, Role::Active), How::TakeOver)),
+    (2, |node, _| (Part::Relay(node, Role::Active), How::Stop)),
+    (1, |node, _| (Part::Relay(node, Role::Standby), How::Stop)),
+    (3, |node, dice| (Part::Relay(node, Role::Active), How::Pause(dice.millis(50, 1500)))),
+    (1, |node, dice| (Part::Relay(node, Role::Standby), How::Pause(dice.millis(50, 1500)))),
+    (3, |_, _| (Part::Kafka, How::Kill)),
+    (3, |_, dice| (Part::Kafka, How::Pause(dice.millis(50, 1500)))),
+    (4, |node, _| (Part::DatabaseLink(node), How::Cut)),
+    (3, |node, dice| (Part::DatabaseLink(node), How::Stall(dice.millis(50, 1500)))),
+    (2, |node, dice| (Part::DatabaseLink(node), slow(dice))),
+    (4, |node, _| (Part::KafkaLink(node), How::Cut)),
+    (3, |node, dice| (Part::KafkaLink(node), How::Stall(dice.millis(50, 1500)))),
+    (2, |node, dice| (Part::KafkaLink(node), slow(dice))),
+];
+
+/// How often each place is in a deck.
+const PLACES: usize = 2;
+
+fn slow(dice: &mut Dice) -> How {
+    How::Slow(dice.millis(2, 60), dice.millis(100, 1200))
+}
+
+fn shuffled(dice: &mut Dice, nodes: usize) -> Vec<Fault> {
+    let mut deck = Vec::new();
+    let cards = CARDS.iter().flat_map(|&(times, card)| std::iter::repeat_n(card, times));
+    for card in cards {
+        let (part, how) = card(dice.index(nodes), dice);
+        deck.push(Fault { part, how });
+    }
+    for place in Place::ALL.iter().flat_map(|&place| std::iter::repeat_n(place, PLACES)) {
+        let (part, how) = (Part::Relay(dice.index(nodes), Role::Active), How::DieAt(place, passes(place, dice)));
+        deck.push(Fault { part, how });
+    }
+    dice.shuffle(&mut deck);
+    deck
+}
+
+/// How often a relay lives through a place before it dies there.
+fn passes(place: Place, dice: &mut Dice) -> u32 {
+    match place {
+        // Once a take-over, and it is started for that one.
+        Place::OutboundAfterOpen | Place::OutboundAfterHello | Place::OutboundAfterTail => 0,
+        // Large transactions are rare.
+        Place::OutboundWithinTransaction => dice.below(3) as u32,
+        Place::InboundBeforeCommit => dice.below(2) as u32,
+        Place::OutboundAfterDrain
+        | Place::OutboundAfterPublish
+        | Place::OutboundAfterConfirm
+        | Place::InboundBeforeApply
+        | Place::InboundAfterApply => dice.below(6) as u32,
+    }
+}
+
+impl Part {
+    /// What is struck at a time: one of a node's relays means both.
+    fn struck(self) -> Self {
+        match self {
+            Self::Relay(node, _) => Self::Relay(node, Role::Active),
+            other => other,
+        }
+    }
+
+    fn node(self) -> Option<usize> {
+        match self {
+            Self::Server(node) | Self::Relay(node, _) | Self::DatabaseLink(node) | Self::KafkaLink(node) => Some(node),
+            Self::Kafka => None,
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Server(_) => "PostgreSQL",
+            Self::Relay(_, Role::Active) => "active relay",
+            Self::Relay(_, Role::Standby) => "standby relay",
+            Self::Kafka => "Kafka",
+            Self::DatabaseLink(_) => "relay to its database",
+            Self::KafkaLink(_) => "relay to Kafka",
+        }
+    }
+}
+
+impl How {
+    fn kind(self) -> String {
+        match self {
+            Self::KillBackend(whose) => format!("kill -9 of a backend ({whose:?})"),
+            Self::Terminate(whose) => format!("session terminated ({whose:?})"),
+            Self::Crash => "immediate stop".into(),
+            Self::Kill => "kill -9".into(),
+            Self::Stop => "SIGTERM".into(),
+            Self::TakeOver => "kill -9 until the other has taken over".into(),
+            Self::Pause(_) => "SIGSTOP".into(),
+            Self::Cut => "cut".into(),
+            Self::Stall(_) => "stalled".into(),
+            Self::Slow(..) => "slower".into(),
+            Self::DieAt(place, _) => format!("dies at {}", place.name()),
+        }
+    }
+}
+
+impl Fault {
+    /// What kind of fault it is: all but the node and what chance has added.
+    pub fn kind(&self) -> String {
+        format!("{}: {}", self.part.kind(), self.how.kind())
+    }
+
+    /// Whether both may strike at once. What waits for a take-over can tell how long it took only if nothing else is
+    /// down.
+    fn goes_with(self, other: Self) -> bool {
+        let alone = |fault: Self| fault.how == How::TakeOver;
+        self.part.struck() != other.part.struck() && !alone(self) && !alone(other)
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.part {
-            Part::Server(node) => write!(out, "PostgreSQL {}", node + 1)?,
-            Part::Relay(node) => write!(out, "relay {}", node + 1)?,
-            Part::Kafka => write!(out, "Kafka")?,
-            Part::DatabaseLink(node) => write!(out, "relay {} to its database", node + 1)?,
-            Part::KafkaLink(node) => write!(out, "relay {} to Kafka", node + 1)?,
+        if let Some(node) = self.part.node() {
+            write!(out, "{}: ", node + 1)?;
         }
+        write!(out, "{}", self.kind())?;
         match self.how {
-            How::KillBackend(whose) => write!(out, ": kill -9 of a backend ({whose:?})"),
-            How::Terminate(whose) => write!(out, ": session terminated ({whose:?})"),
-            How::Crash => write!(out, ": immediate stop"),
-            How::Kill => write!(out, ": kill -9"),
-            How::Stop => write!(out, ": SIGTERM"),
-            How::Pause(time) => write!(out, ": SIGSTOP for {time:?}"),
-            How::Cut => write!(out, ": cut"),
-            How::Stall(time) => write!(out, ": stalled for {time:?}"),
-            How::Slow(by, time) => write!(out, ": slower by {by:?} for {time:?}"),
-            How::DieAt(place, passes) => write!(out, ": dies at {place} after {passes} passes"),
+            How::Pause(time) | How::Stall(time) => write!(out, " for {time:?}"),
+            How::Slow(by, time) => write!(out, " by {by:?} for {time:?}"),
+            How::DieAt(_, passes) => write!(out, " after {passes} passes"),
+            _ => Ok(()),
         }
     }
 }
@@ -157,25 +262,42 @@ impl fmt::Display for Fault {
 mod tests {
     use super::*;
 
-    fn steps(seed: u64) -> Vec<Step> {
-        draw(seed, 2).take(240).collect()
+    fn faults(seed: u64) -> impl Iterator<Item = Fault> {
+        draw(seed, 2).flat_map(|step| step.faults)
     }
 
     #[test]
     fn a_seed_is_a_schedule() {
+        let steps = |seed| draw(seed, 2).take(240).collect::<Vec<_>>();
         assert_eq!(steps(7), steps(7));
         assert_ne!(steps(7), steps(8));
     }
 
     #[test]
-    fn every_kind_of_fault_turns_up_in_a_long_run() {
-        let shown: Vec<String> = steps(1).iter().flat_map(|step| &step.faults).map(|fault| fault.to_string()).collect();
-        for part in ["kill -9 of a backend", "immediate stop", "Kafka: kill -9", "stalled", "cut", "SIGSTOP", "slower"]
-        {
-            assert!(shown.iter().any(|fault| fault.contains(part)), "{part}");
+    fn every_kind_of_fault_turns_up_twice_in_a_long_run() {
+        for seed in 1..20 {
+            for kind in kinds() {
+                let times = faults(seed).take(300).filter(|fault| fault.kind() == kind).count();
+                assert!(times >= 2, "{kind}: {times} times with seed {seed}");
+            }
         }
-        for place in PLACES {
-            assert!(shown.iter().any(|fault| fault.contains(place)), "{place}");
+    }
+
+    #[test]
+    fn every_place_is_a_kind() {
+        let kinds = kinds();
+        for place in Place::ALL {
+            assert!(kinds.iter().any(|kind| kind.ends_with(&format!("dies at {}", place.name()))), "{place:?}");
+        }
+    }
+
+    #[test]
+    fn two_faults_at_once_are_in_different_parts_and_a_take_over_comes_alone() {
+        for step in draw(3, 2).take(2000) {
+            let [first, second] = step.faults[..] else { continue };
+            assert!(first.goes_with(second), "{first} + {second}");
+            assert_ne!(first.part.struck(), second.part.struck());
+            assert!(first.how != How::TakeOver && second.how != How::TakeOver);
         }
     }
 }

@@ -1,29 +1,31 @@
 //! Carrying a fault out: when it returns, the part is up again and may not have recovered yet.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::schedule::{Fault, How, Part, Whose};
+use super::schedule::{Fault, How, Part, Role, Whose};
 use crate::process::{died_of, tail};
 use crate::proxy::Flow;
 use crate::session::literal;
 use crate::wait::when;
-use crate::{Cluster, Lab, Node, PATIENCE, Relay, until};
+use crate::{Cluster, Lab, Node, PATIENCE, Place, Relay, relay, topic, until};
 
 /// How long a relay may take to come by the place where it is to die; a place may be out of its way for the time being.
-const LONGEST_WAY: std::time::Duration = std::time::Duration::from_secs(4);
+const LONGEST_WAY: Duration = Duration::from_secs(4);
 
-/// A node's relays beside the one of the lab.
-pub type Standbys = [Option<Relay>];
+/// How long the other relay may take: what "within seconds" means on a machine that has other things to do.
+const TAKES_OVER: Duration = Duration::from_secs(15);
 
-/// Lets a fault strike. Says whether it did: a session may not be there, a place may not be passed.
+/// Lets a fault strike. `standbys` are the nodes' second relays. Says whether it did: a session may not be there, a place may not be passed.
 ///
 /// # Errors
 /// If a part does not come back.
-pub async fn strike(lab: &Lab, standbys: &Standbys, fault: Fault) -> Result<bool> {
+pub async fn strike(lab: &Lab, standbys: &[Relay], fault: Fault) -> Result<bool> {
     let struck = match fault.part {
         Part::Server(node) => server(lab.node(node), fault.how).await,
-        Part::Relay(node) => relay(lab.node(node).relay(), standbys[node].as_ref(), fault.how).await,
+        Part::Relay(node, role) => relays(lab, lab.node(node), &standbys[node], role, fault.how).await,
         Part::Kafka => kafka(lab, fault.how).await,
         Part::DatabaseLink(node) => link(&lab.node(node).doors().database, fault.how).await,
         Part::KafkaLink(node) => link(&lab.node(node).doors().kafka, fault.how).await,
@@ -60,7 +62,8 @@ async fn server(node: &Node, how: How) -> Result<bool> {
     }
 }
 
-/// A backend of that kind. The server may still be recovering from the fault before.
+/// A backend of that kind, of the relay that has the node's place if two could be meant: that one's holds a lock, or came
+/// first. The server may still be recovering from the fault before.
 async fn backend(node: &Node, whose: Whose) -> Result<Option<i32>> {
     let pattern = match whose {
         Whose::Load => "load %",
@@ -68,8 +71,9 @@ async fn backend(node: &Node, whose: Whose) -> Result<Option<i32>> {
         Whose::Inbound => "duplex-relay inbound%",
     };
     let sql = format!(
-        "select pid from pg_stat_activity where datname = current_database() and application_name like {} \
-          order by application_name limit 1",
+        "select pid from pg_stat_activity a where datname = current_database() and application_name like {} \
+          order by exists (select from pg_locks l where l.pid = a.pid and locktype = 'advisory' and granted) desc, \
+                   backend_start limit 1",
         literal(pattern)
     );
     let rows = until("PostgreSQL to take connections again", PATIENCE, async || {
@@ -89,7 +93,12 @@ async fn restart(cluster: &Cluster) -> Result<bool> {
     Ok(true)
 }
 
-async fn relay(relay: &Relay, standby: Option<&Relay>, how: How) -> Result<bool> {
+/// Strikes one of a node's two relays, whichever of them has that role now.
+async fn relays(lab: &Lab, node: &Node, standby: &Relay, role: Role, how: How) -> Result<bool> {
+    let pair = [node.relay(), standby];
+    let active = relay::latest(&pair)?;
+    let struck = if role == Role::Active { active } else { 1 - active };
+    let (relay, other) = (pair[struck], pair[1 - struck]);
     match how {
         How::Pause(time) => {
             relay.pause()?;
@@ -101,33 +110,57 @@ async fn relay(relay: &Relay, standby: Option<&Relay>, how: How) -> Result<bool>
             ensure!(status.success(), "a relay ended with {status} after SIGTERM:\n{}", relay.log_tail(20));
             relay.start()?;
         }
-        How::DieAt(place, passes) => {
-            relay.kill()?;
-            // A standby would pass by there instead.
-            if let Some(standby) = standby {
-                standby.kill()?;
-            }
-            relay.start_failing(place, passes)?;
-            let process = relay.process()?;
-            let died = until("a relay to die", LONGEST_WAY, async || Ok(when(process.ended().is_some(), "it lives")))
-                .await
-                .is_ok();
-            if let Some(status) = process.ended() {
-                ensure!(died_of(status, Signal::SIGABRT), "a relay ended with {status}:\n{}", relay.log_tail(20));
-            }
-            relay.kill()?;
-            relay.start()?;
-            if let Some(standby) = standby {
-                standby.start()?;
-            }
-            return Ok(died);
+        How::TakeOver => {
+            comes_on(lab, node).await?;
+            take_over(node, &pair).await?;
         }
+        How::DieAt(place, passes) => return die_at(relay, other, place, passes).await,
         _ => {
             relay.kill()?;
             relay.start()?;
         }
     }
     Ok(true)
+}
+
+/// Waits until a node publishes: what was struck before has recovered.
+async fn comes_on(lab: &Lab, node: &Node) -> Result<()> {
+    let before = topic::end(lab.kafka(), node.name()).await?;
+    until(&format!("{} to publish again", node.name()), PATIENCE, async || {
+        let end = topic::end(lab.kafka(), node.name()).await?;
+        Ok(when(end > before, format!("its topic still ends at {end}")))
+    })
+    .await
+}
+
+/// Kills the active relay, which comes back only when the other one has taken over.
+async fn take_over(node: &Node, pair: &[&Relay; 2]) -> Result<()> {
+    let active = node.active(pair).await?;
+    let (active, other) = (pair[active], pair[1 - active]);
+    let before = active.generation()?;
+    active.kill()?;
+    until("the standby to take over", TAKES_OVER, async || {
+        let now = other.generation()?;
+        Ok(when(now > before, format!("generation {now} after {before}:\n{}", other.log_tail(10))))
+    })
+    .await?;
+    active.start()
+}
+
+/// Lets a relay die at a place. The other one is away meanwhile: it would pass by there instead.
+async fn die_at(relay: &Relay, other: &Relay, place: Place, passes: u32) -> Result<bool> {
+    relay.kill()?;
+    other.kill()?;
+    relay.start_failing(place, passes)?;
+    let process = relay.process()?;
+    let died = until("a relay to die", LONGEST_WAY, async || Ok(when(process.ended().is_some(), "it lives"))).await;
+    if let Some(status) = process.ended() {
+        ensure!(died_of(status, Signal::SIGABRT), "a relay ended with {status}:\n{}", relay.log_tail(20));
+    }
+    relay.kill()?;
+    relay.start()?;
+    other.start()?;
+    Ok(died.is_ok())
 }
 
 async fn kafka(lab: &Lab, how: How) -> Result<bool> {

@@ -300,7 +300,17 @@ impl Cluster {
         };
         let server = Arc::new(recipe.start()?);
         self.folder.watch(server.pid());
-        *self.server.lock().expect("no panic while it is held") = Some(Arc::clone(&server));
+        *self.server.lock().expect("no panic while it is held") = Some(server);
+        // Boxed: the compiler nests futures only so deep.
+        Box::pin(self.recovered()).await
+    }
+
+    /// Waits until it takes connections: after a start, and after a backend was killed, when it restarts all of them.
+    ///
+    /// # Errors
+    /// If it ends, or at the deadline.
+    pub async fn recovered(&self) -> Result<()> {
+        let server = self.server()?;
         until("PostgreSQL to take connections", PATIENCE, async || {
             server.check()?;
             Ok(self.connect("postgres").await.map(drop).map_err(|err| format!("{err:#}")))

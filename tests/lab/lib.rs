@@ -74,6 +74,7 @@ pub use builder::Builder;
 pub use clock::Skew;
 pub use cluster::Cluster;
 pub use drain::Drain;
+pub use duplex_relay::failpoints::Place;
 pub use kafka::Kafka;
 pub use lab::Lab;
 pub use node::{Doors, Node};

@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, RELAY_ROLE};
 use crate::proxy::Proxy;
 use crate::relay::Relay;
 use crate::session::{Session, TextRow};
-use crate::{PATIENCE, until};
+use crate::{PATIENCE, relay, until};
 
 /// A node of a lab.
 #[derive(Debug)]
@@ -236,6 +236,23 @@ impl Node {
             let row = session.rows(sql).await?.into_iter().next().and_then(|row| row.into_iter().next().flatten());
             let found = row.unwrap_or_default();
             Ok(crate::wait::when(found == text, found))
+        })
+        .await
+    }
+
+    /// Which of these relays of this node is the active one, once it says so: the one that has the newest generation that
+    /// the database has given out.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn active(&self, relays: &[&Relay]) -> Result<usize> {
+        until(&format!("a relay to serve {}", self.name), PATIENCE, async || {
+            let latest = relay::latest(relays)?;
+            let announced = relays[latest].generation()?;
+            // The server may still be recovering.
+            let given = self.number("select generation from duplex.drain_state").await;
+            let so = given.as_ref().is_ok_and(|&given| u64::try_from(given) == Ok(announced));
+            Ok(if so { Ok(latest) } else { Err(format!("{announced} of {given:?}")) })
         })
         .await
     }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use crate::PATIENCE;
 use crate::folder::Folder;
 use crate::process::{Process, Recipe, tail};
+use crate::{PATIENCE, Place};
 
 /// A node's relay.
 #[derive(Debug)]
@@ -67,9 +67,18 @@ impl Relay {
 
     /// A second one of the same node, with a log of its own: a hot standby.
     pub fn standby(&self) -> Self {
+        self.another("standby")
+    }
+
+    /// So many more of the same node, each with a log of its own.
+    pub fn standbys(&self, count: usize) -> Vec<Self> {
+        (1..=count).map(|number| self.another(&format!("standby{number}"))).collect()
+    }
+
+    fn another(&self, role: &str) -> Self {
         let mut recipe = self.recipe.clone();
-        recipe.name = format!("standby {}", recipe.name);
-        recipe.log = recipe.log.with_extension("standby.log");
+        recipe.name = format!("{role} {}", recipe.name);
+        recipe.log = recipe.log.with_extension(format!("{role}.log"));
         Self { recipe, folder: Arc::clone(&self.folder), process: Mutex::new(None) }
     }
 
@@ -79,6 +88,38 @@ impl Relay {
         recipe.env.retain(|(known, _)| known != name);
         recipe.env.push((name.to_owned(), value.to_owned()));
         Self { recipe, folder: Arc::clone(&self.folder), process: Mutex::new(None) }
+    }
+
+    /// The newest generation that it has announced in its log: its newest take-over; 0 if there was none.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn generation(&self) -> Result<u64> {
+        let generations = self
+            .said(&["publishing", "publishing goes on"])?
+            .into_iter()
+            .filter_map(|line| line["generation"].as_u64());
+        Ok(generations.max().unwrap_or_default())
+    }
+
+    /// When it last began to apply a peer's stream, by its log: RFC 3339, in UTC; empty if it never did.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn applying_since(&self) -> Result<String> {
+        let line = self.said(&["applying"])?.pop().unwrap_or_default();
+        Ok(line["timestamp"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The lines of its log with one of these messages; none if it was never started.
+    fn said(&self, messages: &[&str]) -> Result<Vec<serde_json::Value>> {
+        if self.process().is_err() {
+            return Ok(Vec::new());
+        }
+        // A relay that was killed may have left half a line.
+        let text = self.log_text()?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(lines.filter(|line| line["message"].as_str().is_some_and(|said| messages.contains(&said))).collect())
     }
 
     /// All of its log.
@@ -96,15 +137,14 @@ impl Relay {
         standby
     }
 
-    /// Starts it as a process that dies as if by kill -9 when it has passed a place `passes` times: see the relay's
-    /// `failpoints.rs` for the places.
+    /// Starts it as a process that dies as if by kill -9 when it has passed a place `passes` times.
     ///
     /// # Errors
     /// If the binary with failpoints is not built, or cannot be started.
-    pub fn start_failing(&self, place: &str, passes: u32) -> Result<()> {
+    pub fn start_failing(&self, place: Place, passes: u32) -> Result<()> {
         let mut recipe = self.recipe.clone();
         recipe.command[0] = failing_binary()?.to_string_lossy().into_owned();
-        recipe.env.push(("FAILPOINTS".into(), format!("{place}={passes}*off->return")));
+        recipe.env.push(("FAILPOINTS".into(), format!("{}={passes}*off->return", place.name())));
         self.start_as(&recipe)
     }
 
@@ -178,4 +218,13 @@ impl Relay {
     pub fn log_tail(&self, lines: usize) -> String {
         tail(&self.recipe.log, lines)
     }
+}
+
+/// Which of a node's relays took over last, by their logs: the active one, unless another is at it right now.
+///
+/// # Errors
+/// If a log cannot be read, or there is no relay.
+pub fn latest(relays: &[&Relay]) -> Result<usize> {
+    let generations: Vec<u64> = relays.iter().map(|relay| relay.generation()).collect::<Result<_>>()?;
+    (0..generations.len()).max_by_key(|&i| generations[i]).context("a node without relays")
 }

@@ -125,6 +125,7 @@ async fn take_over(node: &Node, suspicion: &Suspicion) -> Result<Seat, Error> {
     let mut newest_generation = 0;
     loop {
         let opening = wait_for_place(&source, newest_generation).await?;
+        failpoints::pass(Place::OutboundAfterOpen);
         let topic = topic_of(&opening.node);
         meet_kafka(node).await?;
         node.kafka().ensure_topic(&topic).await?;
@@ -138,9 +139,11 @@ async fn take_over(node: &Node, suspicion: &Suspicion) -> Result<Seat, Error> {
         if hello_offset < 0 {
             return Err(Error::Broken { offset: hello_offset, reason: "Kafka does not say where the hello is" });
         }
+        failpoints::pass(Place::OutboundAfterHello);
         let confirmed = still_valid(&source, &topic, confirmed, hello_offset).await?;
         let replay = Replay::new(&source, node, suspicion, &opening.node);
         let tail = tail::read_back(node.kafka(), &topic, confirmed, hello_offset, who.node_id, replay).await?;
+        failpoints::pass(Place::OutboundAfterTail);
         if tail.replayed > 0 {
             tracing::warn!(transactions = tail.replayed, "lost transactions are back, or were back already");
         }

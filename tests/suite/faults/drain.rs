@@ -12,6 +12,8 @@ use duplex_lab::{Lab, PATIENCE, Session, until};
 
 /// Transactions that are prepared before anybody commits, and end in another order.
 const PREPARED: u32 = 1500;
+/// Sessions that end the prepared ones, all at the same time.
+const ENDING: u32 = 30;
 /// Sessions that commit at the same time.
 const SESSIONS: u32 = 150;
 /// How often the relay is killed meanwhile.
@@ -54,16 +56,13 @@ async fn thousands_of_open_transactions_are_sent_once_each() -> Result<()> {
     for number in 1..=SESSIONS {
         tasks.push(tokio::spawn(commits(url.clone(), name.clone(), number, Arc::clone(&stop))));
     }
-    tasks.push(tokio::spawn(async move {
-        let mut dice = Dice::new(1);
-        let mut order: Vec<u32> = (0..PREPARED).collect();
-        dice.shuffle(&mut order);
-        for i in order {
-            let end = if dice.percent(30) { "rollback" } else { "commit" };
-            preparing.exec(&format!("{end} prepared 'p{i}'")).await?;
-        }
-        Ok(())
-    }));
+    let mut dice = Dice::new(1);
+    let mut order: Vec<u32> = (0..PREPARED).collect();
+    dice.shuffle(&mut order);
+    for share in order.chunks(PREPARED.div_ceil(ENDING) as usize) {
+        let dice = Dice::of(1, tasks.len() as u64);
+        tasks.push(tokio::spawn(ends(url.clone(), share.to_vec(), dice)));
+    }
     for kill in 0..KILLS {
         let published = lab.transactions(a).await?;
         a.relay().kill()?;
@@ -84,6 +83,16 @@ async fn thousands_of_open_transactions_are_sent_once_each() -> Result<()> {
     lab.settled_within(PATIENCE * 2).await?;
     let streams = verdict::pass(&lab, &[Vec::new(), Vec::new()]).await?;
     println!("{} transactions in {} records after {KILLS} kills", streams[0].transactions, streams[0].records);
+    Ok(())
+}
+
+/// Ends prepared transactions, some of them by a rollback.
+async fn ends(url: String, prepared: Vec<u32>, mut dice: Dice) -> Result<()> {
+    let session = Session::connect(&url).await?;
+    for i in prepared {
+        let end = if dice.percent(30) { "rollback" } else { "commit" };
+        session.exec(&format!("{end} prepared 'p{i}'")).await?;
+    }
     Ok(())
 }
 

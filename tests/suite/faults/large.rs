@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use duplex_lab::wait::when;
-use duplex_lab::{Lab, Node, PATIENCE, topic, until};
+use duplex_lab::{Lab, Node, PATIENCE, Place, topic, until};
 
 const ROWS: i64 = 300_000;
 
@@ -40,7 +40,7 @@ async fn a_sender_killed_within_300_000_rows_sends_them_once() -> Result<()> {
     write(a).await?;
     let mut torn = 0;
     for passes in [3, 9, 15] {
-        a.relay().start_failing("outbound-within-transaction", passes)?;
+        a.relay().start_failing(Place::OutboundWithinTransaction, passes)?;
         let process = a.relay().process()?;
         until("the relay to die", PATIENCE, async || Ok(when(process.ended().is_some(), "it lives"))).await?;
         let records = topic::read(lab.kafka(), a.name()).await?;
@@ -68,7 +68,7 @@ async fn a_receiver_killed_within_300_000_rows_applies_them_once() -> Result<()>
     })
     .await?;
     // In the middle of its chunks, before its commit, and by a plain kill while the server is at it.
-    for (place, passes) in [("inbound-before-apply", 12), ("inbound-before-commit", 0)] {
+    for (place, passes) in [(Place::InboundBeforeApply, 12), (Place::InboundBeforeCommit, 0)] {
         b.relay().start_failing(place, passes)?;
         let process = b.relay().process()?;
         until("the relay to die", PATIENCE, async || Ok(when(process.ended().is_some(), "it lives"))).await?;

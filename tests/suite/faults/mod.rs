@@ -1,9 +1,11 @@
-//! Exactly once through every crash. Each test has clusters and a broker of its own, and kills them.
+//! Exactly once through every crash. Tests that kill servers have clusters and a broker of their own.
 
 mod backlog;
+mod books;
 mod drain;
 mod durable;
 mod large;
+mod places;
 mod random;
 mod standby;
 mod tail;

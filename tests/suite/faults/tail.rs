@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use duplex_lab::wait::when;
-use duplex_lab::{Lab, Node, PATIENCE, until};
+use duplex_lab::{Lab, Node, PATIENCE, Place, until};
 
-async fn dies_at(node: &Node, place: &str, passes: u32) -> Result<()> {
+async fn dies_at(node: &Node, place: Place, passes: u32) -> Result<()> {
     node.relay().start_failing(place, passes)?;
     let process = node.relay().process()?;
     until("the relay to die", PATIENCE, async || Ok(when(process.ended().is_some(), "it lives"))).await
@@ -22,9 +22,9 @@ async fn a_published_transaction_behind_a_prepared_one_is_not_sent_again() -> Re
     // Two chunks, the first of which fills an answer of the server's.
     a.exec("insert into t select i, md5(random()::text) || md5(random()::text) from generate_series(1, 9000) i")
         .await?;
-    dies_at(a, "outbound-after-publish", 0).await?;
+    dies_at(a, Place::OutboundAfterPublish, 0).await?;
     a.exec("commit prepared 'lower'").await?;
-    dies_at(a, "outbound-after-confirm", 0).await?;
+    dies_at(a, Place::OutboundAfterConfirm, 0).await?;
     a.relay().start()?;
     lab.converges(&["t"]).await?;
     assert_eq!(lab.transactions(a).await?, 2);
