@@ -26,38 +26,41 @@ pub(crate) fn append<T: Encode>(value: &T, out: &mut Vec<u8>) {
 
 /// Appends `entry` as a frame. For descriptors and tests; rows take [`RowWriter`].
 pub fn append_entry(entry: &Entry<'_>, out: &mut Vec<u8>) {
-    let frame = Frame::open(out);
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
     append(entry, out);
-    frame.close(out);
+    let content = out.len() - start - LENGTH_BYTES;
+    out[start..start + LENGTH_BYTES].copy_from_slice(&frame_length(content));
 }
 
-/// The place of a frame's length, to be filled in once the length is known.
-#[derive(Debug)]
-struct Frame {
-    start: usize,
+/// A frame begins with its content's length.
+const LENGTH_BYTES: usize = 4;
+
+fn frame_length(content: usize) -> [u8; LENGTH_BYTES] {
+    u32::try_from(content).expect("a row is at most 1 GiB").to_le_bytes()
 }
 
-impl Frame {
-    fn open(out: &mut Vec<u8>) -> Self {
-        let start = out.len();
-        out.extend_from_slice(&[0; 4]);
-        Self { start }
-    }
+/// The most that a frame takes beside its values, the bitmap of what changed and its contributions: its length, the
+/// relation, the replaced version, the counts.
+pub const FRAME_BYTES: usize = 64;
 
-    fn close(self, out: &mut [u8]) {
-        let len = u32::try_from(out.len() - self.start - 4).expect("a row is at most 1 GiB");
-        out[self.start..self.start + 4].copy_from_slice(&len.to_le_bytes());
-    }
-}
+/// The most that a value takes beside its bytes: whether it is there, and its length.
+pub const VALUE_BYTES: usize = 10;
 
-/// Writes one [`crate::entry::Put`] or [`crate::entry::Delete`], value by value.
+/// The most that a [`Contribution`] takes beside its text.
+pub const CONTRIBUTION_BYTES: usize = 16;
+
+/// Writes one [`crate::entry::Put`] or [`crate::entry::Delete`], value by value, into room that is there already: a place in
+/// a slice is a number in a register, where the length of a `Vec` is read and written for each value.
 ///
-/// Until [`RowWriter::finish`] the frame has length zero; a writer that is dropped half way leaves bytes that only
-/// cutting the buffer back makes good, which is what an aborting transaction does.
+/// Until [`RowWriter::finish`] the frame has no length, and whoever owns the room does not count it.
+///
+/// # Panics
+/// If the room does not suffice; [`FRAME_BYTES`] and the others here say how much does.
 #[derive(Debug)]
 pub struct RowWriter<'b> {
-    out: &'b mut Vec<u8>,
-    frame: Frame,
+    room: &'b mut [u8],
+    at: usize,
 }
 
 // The variant numbers that the derived encoding of `Entry` gives.
@@ -65,9 +68,18 @@ const PUT: u32 = 2;
 const DELETE: u32 = 3;
 
 impl<'b> RowWriter<'b> {
+    fn open(room: &'b mut [u8]) -> Self {
+        Self { room, at: LENGTH_BYTES }
+    }
+
+    fn field<T: Encode>(&mut self, value: &T) {
+        let encoded = bincode::encode_into_slice(value, &mut self.room[self.at..], ENCODE);
+        self.at += encoded.expect("there is room enough");
+    }
+
     /// Begins a `Put` of `columns` values.
     pub fn put(
-        out: &'b mut Vec<u8>,
+        room: &'b mut [u8],
         relation: u32,
         kind: PutKind,
         replaced: Replaced,
@@ -75,53 +87,53 @@ impl<'b> RowWriter<'b> {
         contributions: &[Contribution<'_>],
         columns: usize,
     ) -> Self {
-        let frame = Frame::open(out);
-        append(&PUT, out);
-        append(&relation, out);
-        append(&kind, out);
-        append(&replaced, out);
-        append(&changed, out);
-        append(&contributions, out);
-        append(&(columns as u64), out);
-        Self { out, frame }
+        let mut writer = Self::open(room);
+        writer.field(&PUT);
+        writer.field(&relation);
+        writer.field(&kind);
+        writer.field(&replaced);
+        writer.field(&changed);
+        writer.field(&contributions);
+        writer.field(&(columns as u64));
+        writer
     }
 
     /// What [`Self::put`] begins with: to be kept, where rows begin alike, and given to [`Self::begun`].
     pub fn put_beginning(relation: u32, kind: PutKind, columns: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        RowWriter::put(&mut out, relation, kind, Replaced::Nothing, &[], &[], columns);
-        out
+        let mut room = [0; FRAME_BYTES];
+        let len = RowWriter::put(&mut room, relation, kind, Replaced::Nothing, &[], &[], columns).at;
+        room[..len].to_vec()
     }
 
     /// Begins a frame with the bytes that another one had begun with.
     #[inline]
-    pub fn begun(out: &'b mut Vec<u8>, beginning: &[u8]) -> Self {
-        let frame = Frame { start: out.len() };
-        out.extend_from_slice(beginning);
-        Self { out, frame }
+    pub fn begun(room: &'b mut [u8], beginning: &[u8]) -> Self {
+        room[..beginning.len()].copy_from_slice(beginning);
+        Self { room, at: beginning.len() }
     }
 
     /// Begins a `Delete` whose key has `columns` values.
     pub fn delete(
-        out: &'b mut Vec<u8>,
+        room: &'b mut [u8],
         relation: u32,
         replaced: Replaced,
         contributions: &[Contribution<'_>],
         columns: usize,
     ) -> Self {
-        let frame = Frame::open(out);
-        append(&DELETE, out);
-        append(&relation, out);
-        append(&replaced, out);
-        append(&contributions, out);
-        append(&(columns as u64), out);
-        Self { out, frame }
+        let mut writer = Self::open(room);
+        writer.field(&DELETE);
+        writer.field(&relation);
+        writer.field(&replaced);
+        writer.field(&contributions);
+        writer.field(&(columns as u64));
+        writer
     }
 
     /// The next value is NULL.
     #[inline]
     pub fn null(&mut self) {
-        self.out.push(0);
+        self.room[self.at] = 0;
+        self.at += 1;
     }
 
     /// The next value has these bytes.
@@ -129,17 +141,34 @@ impl<'b> RowWriter<'b> {
     pub fn bytes(&mut self, bytes: &[u8]) {
         // What bincode makes of a length up to 250 is that one byte, and most values are as short.
         match u8::try_from(bytes.len()) {
-            Ok(len @ 0..=250) => self.out.extend_from_slice(&[1, len]),
+            Ok(len @ 0..=250) => {
+                self.room[self.at..self.at + 2].copy_from_slice(&[1, len]);
+                self.at += 2;
+            }
             _ => {
-                self.out.push(1);
-                append(&(bytes.len() as u64), self.out);
+                self.room[self.at] = 1;
+                self.at += 1;
+                self.field(&(bytes.len() as u64));
             }
         }
-        self.out.extend_from_slice(bytes);
+        // Lengths that are known where this is compiled are copied without a call.
+        match bytes.len() {
+            8 => self.fixed::<8>(bytes),
+            4 => self.fixed::<4>(bytes),
+            1 => self.fixed::<1>(bytes),
+            len => self.room[self.at..self.at + len].copy_from_slice(bytes),
+        }
+        self.at += bytes.len();
     }
 
-    /// The row is complete.
-    pub fn finish(self) {
-        self.frame.close(self.out);
+    #[inline]
+    fn fixed<const LEN: usize>(&mut self, bytes: &[u8]) {
+        self.room[self.at..self.at + LEN].copy_from_slice(&bytes[..LEN]);
+    }
+
+    /// The row is complete. Returns the length of its frame.
+    pub fn finish(self) -> usize {
+        self.room[..LENGTH_BYTES].copy_from_slice(&frame_length(self.at - LENGTH_BYTES));
+        self.at
     }
 }

@@ -34,38 +34,64 @@ pub(super) struct Buffer {
     sealed: Vec<Sealed>,
     in_memory: usize,
     spill: Option<SpillFile>,
+    /// Room for what comes next, behind `used` bytes that have come.
     tail: Vec<u8>,
+    used: usize,
     /// Where chunks are compressed.
     room: Vec<u8>,
 }
 
 impl Buffer {
     pub(super) const fn new() -> Self {
-        Self { sealed: Vec::new(), in_memory: 0, spill: None, tail: Vec::new(), room: Vec::new() }
+        Self { sealed: Vec::new(), in_memory: 0, spill: None, tail: Vec::new(), used: 0, room: Vec::new() }
     }
 
     /// The body's length so far.
     #[inline]
     pub(super) fn len(&self) -> Position {
-        self.sealed.len() as Position * CHUNK_BYTES as Position + self.tail.len() as Position
+        self.sealed.len() as Position * CHUNK_BYTES as Position + self.used as Position
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.sealed.is_empty() && self.tail.is_empty()
+        self.sealed.is_empty() && self.used == 0
     }
 
-    /// The tail, with room for `bytes` more. Running out of memory here is an ERROR; in a `Vec` that grows by itself it
-    /// would be an abort, which takes the whole cluster down.
+    /// Room for `bytes` more. Running out of memory here is an ERROR; in a `Vec` that grows by itself it would be an abort,
+    /// which takes the whole cluster down.
     #[inline]
-    pub(super) fn room(&mut self, bytes: usize) -> Result<&mut Vec<u8>> {
-        reserve(&mut self.tail, bytes)?;
-        Ok(&mut self.tail)
+    pub(super) fn room(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        let end = self.used + bytes;
+        if self.tail.len() < end {
+            self.grow(end)?;
+        }
+        Ok(&mut self.tail[self.used..end])
+    }
+
+    #[cold]
+    fn grow(&mut self, end: usize) -> Result<()> {
+        let more = end - self.tail.len();
+        reserve(&mut self.tail, more)?;
+        self.tail.resize(self.tail.capacity(), 0);
+        Ok(())
+    }
+
+    /// So many bytes of the room are written.
+    #[inline]
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.used += bytes;
+    }
+
+    /// Adds bytes that are there already.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.room(bytes.len())?.copy_from_slice(bytes);
+        self.wrote(bytes.len());
+        Ok(())
     }
 
     /// Seals what is ready for it; called after each entry.
     #[inline]
     pub(super) fn settle(&mut self) -> Result<()> {
-        if self.tail.len() < CHUNK_BYTES { Ok(()) } else { self.seal() }
+        if self.used < CHUNK_BYTES { Ok(()) } else { self.seal() }
     }
 
     fn seal(&mut self) -> Result<()> {
@@ -73,7 +99,7 @@ impl Buffer {
         // If a chunk cannot be written, the tail still holds those before it: the transaction, or the subtransaction
         // whose mark lies before this entry, is being aborted, and the cut that follows has to find its place.
         let result = loop {
-            let Some(piece) = self.tail.get(done..done + CHUNK_BYTES) else { break Ok(()) };
+            let Some(piece) = self.tail[..self.used].get(done..done + CHUNK_BYTES) else { break Ok(()) };
             match seal_piece(piece, &mut self.room, &mut self.spill, self.in_memory) {
                 Ok(sealed) => {
                     if let Place::Memory(body) = &sealed.place {
@@ -85,9 +111,11 @@ impl Buffer {
                 Err(failure) => break Err(failure),
             }
         };
-        self.tail.drain(..done);
+        self.tail.copy_within(done..self.used, 0);
+        self.used -= done;
         if self.tail.capacity() > 4 * CHUNK_BYTES {
-            self.tail.shrink_to(2 * CHUNK_BYTES);
+            self.tail.truncate((2 * CHUNK_BYTES).max(self.used));
+            self.tail.shrink_to_fit();
         }
         result
     }
@@ -105,10 +133,11 @@ impl Buffer {
         let chunk = (end / CHUNK_BYTES as Position) as usize;
         let within = (end % CHUNK_BYTES as Position) as usize;
         if chunk >= self.sealed.len() {
-            self.tail.truncate((end - self.sealed.len() as Position * CHUNK_BYTES as Position) as usize);
+            self.used = (end - self.sealed.len() as Position * CHUNK_BYTES as Position) as usize;
             return Ok(());
         }
         self.tail.clear();
+        self.used = 0;
         reserve(&mut self.tail, CHUNK_BYTES)?;
         let sealed = &self.sealed[chunk];
         let expanded_len = sealed.expanded_len;
@@ -120,8 +149,8 @@ impl Buffer {
             }
             len => record::expand_onto(body, len, &mut tail).map_err(Failure::from),
         })?;
-        tail.truncate(within);
         self.tail = tail;
+        self.used = within;
         for sealed in self.sealed.drain(chunk..).rev() {
             match sealed.place {
                 Place::Memory(body) => self.in_memory -= body.len(),
@@ -140,11 +169,12 @@ impl Buffer {
         for sealed in &self.sealed {
             with_body(sealed, &mut self.spill, |body| take(body, sealed.expanded_len))?;
         }
-        if !self.tail.is_empty() {
-            ready(&mut self.room, self.tail.len())?;
-            match record::compress(&self.tail, &mut self.room) {
-                Some(body) => take(body, self.tail.len() as u32)?,
-                None => take(&self.tail, 0)?,
+        let tail = &self.tail[..self.used];
+        if !tail.is_empty() {
+            ready(&mut self.room, tail.len())?;
+            match record::compress(tail, &mut self.room) {
+                Some(body) => take(body, tail.len() as u32)?,
+                None => take(tail, 0)?,
             }
         }
         self.close_file();
@@ -163,7 +193,7 @@ impl Buffer {
         self.sealed = Vec::new();
         self.in_memory = 0;
         self.spill = None;
-        self.tail.clear();
+        self.used = 0;
         for kept in [&mut self.tail, &mut self.room] {
             if kept.capacity() > KEPT_BYTES {
                 *kept = Vec::new();

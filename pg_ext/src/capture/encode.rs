@@ -6,20 +6,15 @@
 
 use std::ffi::CStr;
 
-use duplex_protocol::encode::RowWriter;
+use duplex_protocol::encode::{FRAME_BYTES, RowWriter, VALUE_BYTES};
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::relation::{ColumnPlan, Table};
 use super::settings::Pinned;
+use super::stored;
 use super::types::{Encoder, database_is_utf8};
 use crate::conflict::local::Row;
 use crate::errors::{Failure, Result};
-
-/// What a frame takes beside its values: its length, the relation, the replaced version, the counts.
-const FRAME_BYTES: usize = 64;
-
-/// What a value takes beside its bytes: whether it is there, and its length.
-const VALUE_BYTES: usize = 10;
 
 /// A tuple's values, one for each attribute.
 #[derive(Debug, Default)]
@@ -119,12 +114,12 @@ pub(super) fn size(pieces: &[Piece], changed: &[u8]) -> Result<usize> {
     Ok(size)
 }
 
-/// Writes the values into a row's frame.
+/// Writes the values into a row's frame, and returns its length.
 ///
 /// # Safety
 /// What the pieces point to is still there.
 #[inline]
-pub(super) unsafe fn write(pieces: &[Piece], mut writer: RowWriter<'_>) {
+pub(super) unsafe fn write(pieces: &[Piece], mut writer: RowWriter<'_>) -> usize {
     for piece in pieces {
         if piece.start.is_null() {
             writer.null();
@@ -133,7 +128,47 @@ pub(super) unsafe fn write(pieces: &[Piece], mut writer: RowWriter<'_>) {
             writer.bytes(unsafe { std::slice::from_raw_parts(piece.start, piece.len) });
         }
     }
-    writer.finish();
+    writer.finish()
+}
+
+/// The most that a tuple's row takes in the buffer if [`copy_inserted`] writes it.
+///
+/// # Safety
+/// `tuple` is valid.
+#[inline]
+pub(super) unsafe fn copied_size(table: &Table, tuple: pg_sys::HeapTuple) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { (*tuple).t_len as usize + table.columns.len() * VALUE_BYTES + FRAME_BYTES }
+}
+
+/// Writes the frame of a row that was inserted straight from its tuple, and returns its length: in one go, without calling
+/// PostgreSQL. Returns 0 if that cannot be done, because a value is not stored as it travels.
+///
+/// # Safety
+/// `tuple` is a tuple of `table`, all of whose columns are copied.
+#[inline]
+pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room: &mut [u8]) -> usize {
+    let mut writer = RowWriter::begun(room, &table.insert_beginning);
+    // SAFETY: as the caller promises: a place that is not null holds a value of the column, with as many bytes.
+    let is_whole = unsafe {
+        stored::for_each(tuple, &table.slots, |number, place| {
+            let Some(column) = table.travels[number] else { return Ok(()) };
+            if place.is_null() {
+                writer.null();
+                return Ok(());
+            }
+            let value = match table.columns[usize::from(column)].encoder {
+                Encoder::ByValue(len) | Encoder::Fixed(len) => Piece { start: place, len },
+                _ => match Stored::of(place) {
+                    Stored::Plain(content) => content,
+                    Stored::Compressed(_) | Stored::Elsewhere(_) => return Err(()),
+                },
+            };
+            writer.bytes(std::slice::from_raw_parts(value.start, value.len));
+            Ok(())
+        })
+    };
+    if is_whole == Ok(true) { writer.finish() } else { 0 }
 }
 
 /// Which columns of an UPDATE differ, as the stream's bitmap; whether the key does.

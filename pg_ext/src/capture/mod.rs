@@ -9,6 +9,7 @@
 //! | `promotion` | which tables take no writes while a promoted server catches up |
 //! | `truncated` | which partitioned tables a TRUNCATE names |
 //! | `relation`, `types` | what is known of a table and its columns' types: cached, and invalidated by PostgreSQL |
+//! | `stored` | where a tuple's values lie |
 //! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
 //! | `replaced` | the version of the row that a change replaces |
 //! | `transaction` | what this transaction has captured; its ends, and the flush into the queue |
@@ -25,6 +26,7 @@ mod relation;
 mod replaced;
 mod settings;
 mod spill;
+mod stored;
 mod transaction;
 mod trigger;
 mod truncated;

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use duplex_protocol::encode::RowWriter;
+use duplex_protocol::encode::{CONTRIBUTION_BYTES, RowWriter};
 use duplex_protocol::entry::{Contribution, PutKind, Replaced};
 use duplex_protocol::rules::columns::together;
 use duplex_protocol::rules::counters;
@@ -22,9 +22,6 @@ use crate::conflict::local::{Change, Held, Holder, Kept, Local, Row};
 use crate::conflict::registers::identity_index;
 use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
 use crate::errors::{Failure, Result};
-
-/// What a contribution takes in the buffer beside its digits.
-const CONTRIBUTION_BYTES: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -98,7 +95,7 @@ impl Capture<'_> {
             transaction::add(self.table, Replaced::Nothing, bytes, |out| {
                 let (kind, replaced) = (PutKind::Insert, Replaced::Nothing);
                 let writer = RowWriter::put(out, self.table.oid, kind, replaced, &[], &contributions, row.len());
-                encode::write(row, writer);
+                encode::write(row, writer)
             })
         }
     }
@@ -114,7 +111,7 @@ impl Capture<'_> {
             let texts = self.texts(&self.deleted(old))?;
             let contributions = contributions(&texts);
             transaction::add(self.table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
-                encode::write(old_key, RowWriter::delete(out, self.table.oid, replaced, &contributions, old_key.len()));
+                encode::write(old_key, RowWriter::delete(out, self.table.oid, replaced, &contributions, old_key.len()))
             })?;
             let holders = self.gone(Change::gone(old.row(tuple)), old, &before)?;
             passing::give_back(self.table, self.relation, holders)
@@ -147,7 +144,7 @@ impl Capture<'_> {
                 let texts = self.texts(&self.deleted(old))?;
                 let contributions = contributions(&texts);
                 transaction::add(table, replaced, encode::size(old_key, &[])? + size(&texts), |out| {
-                    encode::write(old_key, RowWriter::delete(out, oid, replaced, &contributions, old_key.len()));
+                    encode::write(old_key, RowWriter::delete(out, oid, replaced, &contributions, old_key.len()))
                 })?;
                 holders = self.gone(Change::moved(rows.0, rows.1), old, &before)?;
             }
@@ -167,7 +164,7 @@ impl Capture<'_> {
                 };
                 transaction::add(table, replaced, encode::size(row, changed)? + size(&texts), |out| {
                     let writer = RowWriter::put(out, oid, kind, replaced, changed, &contributions, row.len());
-                    encode::write(row, writer);
+                    encode::write(row, writer)
                 })?;
             }
             let change = Change::updated(rows.0, rows.1);
@@ -350,12 +347,12 @@ impl Capture<'_> {
                 transaction::add(self.table, replaced, encode::size(&pieces, changed)? + size(&texts), |out| {
                     let kind = PutKind::Update;
                     let writer = RowWriter::put(out, oid, kind, replaced, changed, &contributions, pieces.len());
-                    encode::write(&pieces, writer);
+                    encode::write(&pieces, writer)
                 })?;
             } else {
                 encode::key(self.table, written, &mut pieces)?;
                 transaction::add(self.table, replaced, encode::size(&pieces, &[])? + size(&texts), |out| {
-                    encode::write(&pieces, RowWriter::delete(out, oid, replaced, &contributions, pieces.len()));
+                    encode::write(&pieces, RowWriter::delete(out, oid, replaced, &contributions, pieces.len()))
                 })?;
             }
             pg_sys::ExecDropSingleTupleTableSlot(slot);
@@ -421,12 +418,16 @@ pub(crate) unsafe fn row_frames(relation: &pg_sys::RelationData, tuple: pg_sys::
     let table = relation::lookup(relation)?;
     let (mut values, mut pieces) = (Values::default(), Vec::new());
     let mut out = table.descriptor.clone();
+    let described = out.len();
     // SAFETY: as the caller promises.
     unsafe {
         values.deform(tuple, relation.rd_att, table.attributes);
         encode::row(&table, &values, &mut pieces)?;
+        out.resize(described + encode::size(&pieces, &[])?, 0);
         let (kind, replaced) = (PutKind::Update, Replaced::Nothing);
-        encode::write(&pieces, RowWriter::put(&mut out, table.oid, kind, replaced, &[], &[], pieces.len()));
+        let room = &mut out[described..];
+        let written = encode::write(&pieces, RowWriter::put(room, table.oid, kind, replaced, &[], &[], pieces.len()));
+        out.truncate(described + written);
     }
     Ok(out)
 }

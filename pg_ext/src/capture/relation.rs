@@ -15,6 +15,7 @@ use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::promotion;
 use super::settings::Settings;
+use super::stored::Slot;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
 use crate::conflict::local::{Kept, Local};
 use crate::errors::{Failure, Result};
@@ -51,7 +52,13 @@ pub(super) struct Table {
     pub(super) insert_beginning: Vec<u8>,
     /// All attributes of a tuple, dropped ones included.
     pub(super) attributes: usize,
+    /// How to find each of them in a tuple.
+    pub(super) slots: Vec<Slot>,
+    /// Which column each of them is, if it travels.
+    pub(super) travels: Vec<Option<u16>>,
     pub(super) columns: Vec<ColumnPlan>,
+    /// Whether all columns travel as they are stored, unless a value is compressed or elsewhere.
+    pub(super) is_copied: bool,
     /// Indexes into `columns`.
     pub(super) key: Vec<u16>,
     /// What the text of its columns depends on.
@@ -167,6 +174,8 @@ impl Table {
         if key_attributes.is_empty() {
             return Err(no_key(class));
         }
+        let mut slots = Vec::with_capacity(attributes);
+        let mut travels = Vec::with_capacity(attributes);
         let mut plans = Vec::with_capacity(attributes);
         let mut columns = Vec::with_capacity(attributes);
         let mut settings = Settings::NONE;
@@ -174,10 +183,13 @@ impl Table {
         for number in 0..attributes {
             // SAFETY: `number` is below the count of attributes.
             let attribute = unsafe { &*attribute(relation.rd_att, number) };
+            slots.push(Slot::of(attribute));
             let is_key = key_attributes.contains(&attribute.attnum);
             if attribute.attisdropped || (attribute.attgenerated != 0 && !is_key) {
+                travels.push(None);
                 continue;
             }
+            travels.push(Some(plans.len() as u16));
             let plan = TypePlan::load(attribute.atttypid, attribute.atttypmod)?;
             columns.push(Column {
                 // SAFETY: the name is a NUL-terminated array within the attribute.
@@ -230,6 +242,9 @@ impl Table {
             descriptor,
             insert_beginning: RowWriter::put_beginning(relation.rd_id.to_u32(), PutKind::Insert, plans.len()),
             attributes,
+            slots,
+            travels,
+            is_copied: plans.iter().all(|plan| plan.encoder.copies()),
             columns: plans,
             key,
             settings,

@@ -18,9 +18,6 @@ use crate::queue::append::{FlushPoint, QueueWriter};
 /// Positions of what is captured after the flush are counted in chunks from here on. No body is as long.
 const FLUSHED: Position = 1 << 62;
 
-/// What an [`Entry::Origin`] takes in the buffer beside the name.
-const ORIGIN_BYTES: usize = 32;
-
 /// A transaction's changes.
 ///
 /// An empty one is the state between transactions: nothing here knows when a transaction starts.
@@ -112,16 +109,23 @@ fn at_an_end(note: impl FnOnce(&mut Transaction)) {
     });
 }
 
-/// Adds one change of `table`: `write` appends its frames, of `bytes` bytes at most.
+/// Adds one change of `table`: `write` writes its frames, of `bytes` bytes at most, and returns how many bytes they are; 0
+/// leaves it to another call.
 ///
 /// `replaced` is what the frames refer to, so that the body names the node first. `write` must not call PostgreSQL.
 #[inline]
-pub(super) fn add(table: &Rc<Table>, replaced: Replaced, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+pub(super) fn add(
+    table: &Rc<Table>,
+    replaced: Replaced,
+    bytes: usize,
+    write: impl FnOnce(&mut [u8]) -> usize,
+) -> Result<()> {
     let is_late = CURRENT.with_borrow_mut(|current| {
         current.begin()?;
         current.describe(table)?;
         current.name(replaced)?;
-        write(current.buffer.room(bytes)?);
+        let written = write(current.buffer.room(bytes)?);
+        current.buffer.wrote(written);
         current.buffer.settle()?;
         Result::Ok(current.is_late)
     })?;
@@ -251,7 +255,7 @@ impl Transaction {
             Some((described, position)) if described.descriptor == table.descriptor => *position,
             _ => {
                 let position = self.position();
-                self.buffer.room(table.descriptor.len())?.extend_from_slice(&table.descriptor);
+                self.buffer.append(&table.descriptor)?;
                 position
             }
         };
@@ -270,7 +274,9 @@ impl Transaction {
         let peer = self.origins.iter().find(|(known, _)| *known == origin).and_then(|(_, peer)| peer.clone());
         let entry = Entry::Origin(Origin { id: origin, name: peer.unwrap_or_default() });
         let position = self.position();
-        append_entry(&entry, self.buffer.room(pg_sys::NAMEDATALEN as usize * 8 + ORIGIN_BYTES)?);
+        let mut frame = Vec::new();
+        append_entry(&entry, &mut frame);
+        self.buffer.append(&frame)?;
         self.named.push((origin, position));
         Ok(())
     }

@@ -17,9 +17,6 @@ use crate::conflict::local::{self, Change, Held, Holder};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
 
-/// What a `Truncate` takes in the buffer.
-const TRUNCATE_BYTES: usize = 32;
-
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
@@ -132,12 +129,29 @@ unsafe fn insert(
         if is_superseded(tuple) {
             return Ok(());
         }
+        if table.is_copied && copy(table, tuple)? {
+            return Ok(());
+        }
         new.deform(tuple, descriptor, table.attributes);
         encode::row(table, new, row)?;
         transaction::add(table, Replaced::Nothing, encode::size(row, &[])?, |out| {
-            encode::write(row, RowWriter::begun(out, &table.insert_beginning));
+            encode::write(row, RowWriter::begun(out, &table.insert_beginning))
         })
     }
+}
+
+/// Captures a row that was inserted by copying it from its tuple; false if that cannot be done.
+#[inline]
+unsafe fn copy(table: &Rc<Table>, tuple: pg_sys::HeapTuple) -> Result<bool> {
+    let mut written = 0;
+    // SAFETY: as the caller promises.
+    unsafe {
+        transaction::add(table, Replaced::Nothing, encode::copied_size(table, tuple), |out| {
+            written = encode::copy_inserted(table, tuple, out);
+            written
+        })?;
+    }
+    Ok(written > 0)
 }
 
 unsafe fn delete(
@@ -153,7 +167,7 @@ unsafe fn delete(
         encode::key(table, old, old_key)?;
         let replaced = replaced::version(tuple);
         transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
-            encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+            encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()))
         })?;
         gone(table, relation, Change::gone(old.row(tuple)), replaced)
     }
@@ -219,16 +233,17 @@ unsafe fn update(
             (false, true) => {}
             (false, false) => transaction::add(table, replaced, encode::size(row, changed)?, |out| {
                 let writer = RowWriter::put(out, table.oid, PutKind::Update, replaced, changed, &[], row.len());
-                encode::write(row, writer);
+                encode::write(row, writer)
             })?,
             (true, true) => transaction::add(table, replaced, encode::size(old_key, &[])?, |out| {
-                encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+                encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()))
             })?,
             (true, false) => {
                 let bytes = encode::size(old_key, &[])? + encode::size(row, &[])?;
                 transaction::add(table, replaced, bytes, |out| {
-                    encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
-                    encode::write(row, RowWriter::begun(out, &table.insert_beginning));
+                    let deleted =
+                        encode::write(old_key, RowWriter::delete(out, table.oid, replaced, &[], old_key.len()));
+                    deleted + encode::write(row, RowWriter::begun(&mut out[deleted..], &table.insert_beginning))
                 })?;
             }
         }
@@ -323,7 +338,12 @@ unsafe fn truncate(call: pg_sys::FunctionCallInfo) -> Result<()> {
             table.check_writable()?;
             let restart_identity = restarted_identity(relation.rd_id);
             let entry = Entry::Truncate(Truncate { relation: table.oid, restart_identity });
-            transaction::add(&table, Replaced::Nothing, TRUNCATE_BYTES, |out| append_entry(&entry, out))?;
+            let mut frame = Vec::new();
+            append_entry(&entry, &mut frame);
+            transaction::add(&table, Replaced::Nothing, frame.len(), |out| {
+                out.copy_from_slice(&frame);
+                frame.len()
+            })?;
             if table.registers.is_some() {
                 // SAFETY: the relation is open, and no partition.
                 unsafe { local::truncated(std::ptr::from_ref(relation).cast_mut()) };

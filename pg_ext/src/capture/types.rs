@@ -25,6 +25,13 @@ pub(super) enum Encoder {
     Output(*mut pg_sys::FmgrInfo),
 }
 
+impl Encoder {
+    /// Whether a value's bytes travel as they are.
+    pub(super) fn copies(self) -> bool {
+        matches!(self, Self::ByValue(_) | Self::Fixed(_) | Self::Varlena)
+    }
+}
+
 /// What there is to know of a column's type.
 #[derive(Debug)]
 pub(super) struct TypePlan {
