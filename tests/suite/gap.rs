@@ -175,6 +175,9 @@ async fn pause_at_rest(node: &Node) -> Result<()> {
     node.shows(asks, "idle").await
 }
 
+/// Librdkafka waits for what is given to it within half a second.
+const ONE_BATCH: &str = "linger.ms=500";
+
 /// The topic of the first node is made anew while its relay has much to send, and the other's relay cannot reach Kafka.
 async fn made_anew_under_its_relay(lab: &Lab, makes_it: bool) -> Result<()> {
     let [a, b] = lab.pair();
@@ -186,7 +189,7 @@ async fn made_anew_under_its_relay(lab: &Lab, makes_it: bool) -> Result<()> {
     let applied = topic::end(lab.kafka(), a.name()).await?;
     b.doors().kafka.shut();
     let generation = topic::read(lab.kafka(), a.name()).await?[0].header()?.generation;
-    // It sends all at once, so it cannot see any sooner where the first record has come to be.
+    // It sends all in one batch, so it cannot see any sooner where the first record has come to be.
     pause_at_rest(a).await?;
     topic::delete(lab.kafka(), a.name()).await?;
     if makes_it {
@@ -224,12 +227,14 @@ async fn made_anew_under_its_relay(lab: &Lab, makes_it: bool) -> Result<()> {
 
 #[tokio::test]
 async fn a_topic_made_anew_under_its_relay_is_a_gap_for_one_that_stands_within_it() -> Result<()> {
-    made_anew_under_its_relay(&Lab::builder().proxied().heartbeats("1h").start().await?, true).await
+    let lab = Lab::builder().proxied().heartbeats("1h").kafka_property(ONE_BATCH).start().await?;
+    made_anew_under_its_relay(&lab, true).await
 }
 
 #[tokio::test]
 async fn a_topic_that_the_broker_makes_anew_by_itself_is_a_gap_as_well() -> Result<()> {
-    made_anew_under_its_relay(&Lab::builder().makes_topics().heartbeats("1h").start().await?, false).await
+    let lab = Lab::builder().makes_topics().heartbeats("1h").kafka_property(ONE_BATCH).start().await?;
+    made_anew_under_its_relay(&lab, false).await
 }
 
 /// Writes of each kind on both nodes, of rows of earlier such writes.
