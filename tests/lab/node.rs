@@ -257,6 +257,19 @@ impl Node {
         .await
     }
 
+    /// Waits until Kafka has acknowledged all that is captured.
+    ///
+    /// # Errors
+    /// The server's; at the deadline.
+    pub async fn published(&self) -> Result<()> {
+        until(&format!("{} to have published its queue", self.name), PATIENCE, async || {
+            let queued = self.queued().await?;
+            Ok(crate::wait::when(queued == 0, format!("{queued} transactions")))
+        })
+        .await
+        .with_context(|| self.relay.as_ref().map_or_else(String::new, |relay| relay.log_tail(20)))
+    }
+
     /// Captured transactions that Kafka has not acknowledged yet.
     ///
     /// # Errors

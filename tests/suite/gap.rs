@@ -17,14 +17,6 @@ async fn three() -> Result<Lab> {
     Ok(lab)
 }
 
-async fn published(node: &Node) -> Result<()> {
-    until("the queue to be empty", PATIENCE, async || {
-        let queued = node.queued().await?;
-        Ok(if queued == 0 { Ok(()) } else { Err(format!("{queued} transactions")) })
-    })
-    .await
-}
-
 /// The stream of `peer` stands still on `node`; those of the third node go on there.
 async fn others_go_on(lab: &Lab, id: i32) -> Result<()> {
     let (b, c) = (lab.node(1), lab.node(2));
@@ -38,7 +30,7 @@ async fn records_that_kafka_has_deleted_are_a_gap_until_the_peer_is_resynced() -
     let [a, b] = lab.pair();
     b.relay().stop()?;
     a.exec("insert into t values (10, 'missed'), (11, 'missed')").await?;
-    published(a).await?;
+    a.published().await?;
     let end = topic::end(lab.kafka(), a.name()).await?;
     topic::delete_records(lab.kafka(), a.name(), end).await?;
     b.relay().start()?;
@@ -104,7 +96,7 @@ async fn a_topic_made_anew_is_a_gap_whether_it_is_shorter_or_longer_than_the_old
     for id in 0..=applied {
         a.exec(&format!("insert into t values ({}, 'anew')", 100 + id)).await?;
     }
-    published(a).await?;
+    a.published().await?;
     ensure!(topic::end(lab.kafka(), a.name()).await? > applied, "it is longer now");
     b.exec(&format!("update duplex.peer_registry set state = 'waiting' where name = '{}'", a.name())).await?;
     b.relay().start()?;
@@ -168,7 +160,7 @@ async fn only_a_stream_that_stands_still_can_be_told_to_go_on() -> Result<()> {
 
 /// Stops a relay that has nothing to send, where it will ask for all that is written from now on at once.
 async fn pause_at_rest(node: &Node) -> Result<()> {
-    published(node).await?;
+    node.published().await?;
     node.relay().pause()?;
     let asks = "select state from pg_stat_activity
                  where datname = current_database() and application_name = 'duplex-relay outbound'";
@@ -200,7 +192,7 @@ async fn made_anew_under_its_relay(lab: &Lab, makes_it: bool) -> Result<()> {
         a.exec(&format!("insert into t values ({}, 'anew')", 100 + id)).await?;
     }
     a.relay().resume()?;
-    published(a).await?;
+    a.published().await?;
     ensure!(a.relay().log_text()?.contains("was deleted and made anew"), "{}", a.relay().log_tail(20));
     let records = topic::read(lab.kafka(), a.name()).await?;
     let there = records[applied as usize].header()?;

@@ -1,6 +1,6 @@
 //! `duplex-relay check`: everything that a user may have forgotten is named, with a line of advice.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use duplex_lab::wait::when;
 use duplex_lab::{Kafka, Lab, Node, PATIENCE, topic, until};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -217,7 +217,7 @@ async fn tables_of_a_peer_that_do_not_fit_are_named_before_they_stop_the_stream(
     )
     .await?;
     there.relay().start()?;
-    published(there).await?;
+    there.published().await?;
 
     let url = here.relay_url();
     let ran = check(&url, lab.kafka().bootstrap()).await?;
@@ -283,7 +283,7 @@ async fn the_newest_description_of_a_peers_table_counts_however_much_came_before
     there.exec("do $$ begin for i in 1..1500 loop insert into u values (i); commit; end loop; end $$").await?;
     there.exec("insert into u select generate_series(10001, 200000)").await?;
     there.relay().start()?;
-    published(there).await?;
+    there.published().await?;
     let ran = check(&here.relay_url(), lab.kafka().bootstrap()).await?;
     is_well_formed(&ran);
     says(&ran, &["FAIL", "column later of table public.t does not exist here", "add column later integer"]);
@@ -291,15 +291,4 @@ async fn the_newest_description_of_a_peers_table_counts_however_much_came_before
     let ran = check(&here.relay_url(), lab.kafka().bootstrap()).await?;
     says(&ran, &["ok", "fit: public.t, public.u"]);
     Ok(())
-}
-
-/// Waits until Kafka has all that a node has captured.
-async fn published(node: &Node) -> Result<()> {
-    let session = node.connect().await?;
-    until("the queue to be published", PATIENCE, async || {
-        let queued = session.number("select transactions from duplex.queue_status").await?;
-        Ok(when(queued == 0, format!("{queued} transactions are queued")))
-    })
-    .await
-    .with_context(|| node.relay().log_tail(20))
 }

@@ -111,10 +111,29 @@ fn apply_record(session: &mut Session, reader: &mut EntryReader, bytes: &[u8], o
             writer.apply(reader)?;
             reader.finish()?;
             writer.finish(true)?;
-            session.position = record.header.position;
+            applied(session, &record.header)?;
         }
     }
     commit(offset, record.header.commit_ts);
+    Ok(())
+}
+
+/// Takes note of a transaction that is about to be committed.
+///
+/// Where an operator has said that a stream goes on, no hello has told of the take-over to which its records belong. The
+/// first transaction does, so that a topic which is made anew later is known for another one. It does so last: the peer's
+/// row, which it locks, is wanted by whoever reports or pauses the stream.
+fn applied(session: &mut Session, header: &Header) -> Result<()> {
+    session.position = header.position;
+    if session.knows_generation {
+        return Ok(());
+    }
+    let sql = "update duplex.peer_registry set generation = $2 where name = $1 and generation = 0";
+    let arguments = [session.peer.as_str().into(), header.generation.cast_signed().into()];
+    with_own_tables(|| Spi::run_with_args(sql, &arguments))
+        .map_err(|err| Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()))?;
+    // Should this transaction not commit, the next session begins without it again.
+    session.knows_generation = true;
     Ok(())
 }
 
@@ -181,7 +200,7 @@ fn chunk(session: &mut Session, record: &Record<'_>, offset: u64) -> Result<()> 
     }
     writer.finish(header.last)?;
     if header.last {
-        session.position = header.position;
+        applied(session, header)?;
         origin::stamp(offset, header.commit_ts);
         // SAFETY: inside a transaction. The offset is recorded with an id only.
         unsafe { pg_sys::GetCurrentTransactionId() };
@@ -198,27 +217,12 @@ fn version(header: &Header) -> Version {
 
 fn wait(session: &mut Session, header: &Header) -> Result<()> {
     waits::clock(header, &mut session.heard)?;
-    if !session.knows_generation {
-        keep_generation(session, header)?;
-    }
     if session.peer == session.own {
         // What this node once had and lost again: the others' changes that it had seen come back beside it, and it is
         // the versions that decide. It must not wait for a stream that stands still.
         return Ok(());
     }
     waits::causes(header, &session.own, &mut session.known)
-}
-
-/// Where an operator has said that a stream goes on, no hello has told of the take-over to which its records belong. The first
-/// one of them does, so that a topic which is made anew later is known for another one.
-fn keep_generation(session: &mut Session, header: &Header) -> Result<()> {
-    let sql = "update duplex.peer_registry set generation = $2 where name = $1 and generation = 0";
-    let arguments = [session.peer.as_str().into(), header.generation.cast_signed().into()];
-    with_own_tables(|| Spi::run_with_args(sql, &arguments))
-        .map_err(|err| Failure::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, err.to_string()))?;
-    // Should this transaction not commit, the next session begins without it again.
-    session.knows_generation = true;
-    Ok(())
 }
 
 fn check_sender(session: &Session, header: &Header) -> Result<()> {
