@@ -47,6 +47,9 @@ pub const FRAME_BYTES: usize = 64;
 /// The most that a value takes beside its bytes: whether it is there, and its length.
 pub const VALUE_BYTES: usize = 10;
 
+/// The longest value whose length is one byte.
+const SHORT: usize = 250;
+
 /// The most that a [`Contribution`] takes beside its text.
 pub const CONTRIBUTION_BYTES: usize = 16;
 
@@ -140,30 +143,35 @@ impl<'b> RowWriter<'b> {
     #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
         // What bincode makes of a length up to 250 is that one byte, and most values are as short.
-        match u8::try_from(bytes.len()) {
-            Ok(len @ 0..=250) => {
-                self.room[self.at..self.at + 2].copy_from_slice(&[1, len]);
-                self.at += 2;
-            }
-            _ => {
-                self.room[self.at] = 1;
-                self.at += 1;
-                self.field(&(bytes.len() as u64));
-            }
+        if bytes.len() <= SHORT {
+            let place = &mut self.room[self.at..self.at + 2 + bytes.len()];
+            place[0] = 1;
+            place[1] = bytes.len() as u8;
+            place[2..].copy_from_slice(bytes);
+            self.at += 2 + bytes.len();
+        } else {
+            self.long(bytes);
         }
-        // Lengths that are known where this is compiled are copied without a call.
-        match bytes.len() {
-            8 => self.fixed::<8>(bytes),
-            4 => self.fixed::<4>(bytes),
-            1 => self.fixed::<1>(bytes),
-            len => self.room[self.at..self.at + len].copy_from_slice(bytes),
-        }
+    }
+
+    #[cold]
+    fn long(&mut self, bytes: &[u8]) {
+        self.room[self.at] = 1;
+        self.at += 1;
+        self.field(&(bytes.len() as u64));
+        self.room[self.at..self.at + bytes.len()].copy_from_slice(bytes);
         self.at += bytes.len();
     }
 
+    /// The same where the length is known when this is compiled: it is copied without a call.
     #[inline]
-    fn fixed<const LEN: usize>(&mut self, bytes: &[u8]) {
-        self.room[self.at..self.at + LEN].copy_from_slice(&bytes[..LEN]);
+    pub fn array<const LEN: usize>(&mut self, bytes: &[u8; LEN]) {
+        const { assert!(LEN <= SHORT) };
+        let place = &mut self.room[self.at..self.at + 2 + LEN];
+        place[0] = 1;
+        place[1] = LEN as u8;
+        place[2..].copy_from_slice(bytes);
+        self.at += 2 + LEN;
     }
 
     /// The row is complete. Returns the length of its frame.

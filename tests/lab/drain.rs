@@ -20,6 +20,8 @@ pub struct Drained {
     pub chunks: u32,
     /// Its changes in order: `insert {"id":1}` with the whole row, `update …` the same, `delete …` with the key.
     pub changes: Vec<String>,
+    /// The same as `duplex-relay tail` shows them.
+    pub shown: Vec<Value>,
 }
 
 /// A session that drains as a relay would, with a topic that only counts.
@@ -29,7 +31,7 @@ pub struct Drain {
     view: View,
     offset: i64,
     /// What is known of transactions whose last chunk has not come.
-    open: HashMap<Position, Vec<String>>,
+    open: HashMap<Position, Vec<Value>>,
 }
 
 impl Drain {
@@ -58,12 +60,12 @@ impl Drain {
             }
             let shown = self.view.record(&record, self.offset)?;
             self.offset += 1;
-            let changes = self.open.entry(record.header.position).or_default();
             let listed = shown["changes"].as_array().context("chunks that follow each other")?;
-            changes.extend(listed.iter().map(summary));
+            self.open.entry(record.header.position).or_default().extend(listed.iter().cloned());
             if record.header.last {
-                let changes = self.open.remove(&record.header.position).unwrap_or_default();
-                whole.push(Drained { chunks: record.header.chunk + 1, header: record.header, changes });
+                let shown = self.open.remove(&record.header.position).unwrap_or_default();
+                let changes = shown.iter().map(summary).collect();
+                whole.push(Drained { chunks: record.header.chunk + 1, header: record.header, changes, shown });
             }
         }
         Ok(whole)

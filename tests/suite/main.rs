@@ -19,6 +19,7 @@ mod converge;
 mod counting;
 mod declarations;
 mod demo;
+mod direct;
 mod docs;
 mod draining;
 mod durable;

@@ -11,7 +11,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::relation::{ColumnPlan, Table};
 use super::settings::Pinned;
-use super::stored;
+use super::stored::{Piece, Stored, Walk};
 use super::types::{Encoder, database_is_utf8};
 use crate::conflict::local::Row;
 use crate::errors::{Failure, Result};
@@ -47,17 +47,6 @@ impl Values {
             pg_sys::heap_deform_tuple(tuple, descriptor, self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
     }
-}
-
-/// Where the bytes of a value are; null for NULL. Valid as long as the tuple, its [`Values`] and the memory context.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
-    start: *const u8,
-    len: usize,
-}
-
-impl Piece {
-    const NULL: Self = Self { start: std::ptr::null(), len: 0 };
 }
 
 /// Lists that are used for one row after the other. A row takes them and gives them back, so that a row that is captured
@@ -149,26 +138,46 @@ pub(super) unsafe fn copied_size(table: &Table, tuple: pg_sys::HeapTuple) -> usi
 #[inline]
 pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room: &mut [u8]) -> usize {
     let mut writer = RowWriter::begun(room, &table.insert_beginning);
-    // SAFETY: as the caller promises: a place that is not null holds a value of the column, with as many bytes.
-    let is_whole = unsafe {
-        stored::for_each(tuple, &table.slots, |number, place| {
-            let Some(column) = table.travels[number] else { return Ok(()) };
-            if place.is_null() {
-                writer.null();
-                return Ok(());
+    // SAFETY: as the caller promises: the slots are those of the tuple's attributes, in their order, and a value of a fixed
+    // length has as many bytes. Bytes have no alignment.
+    unsafe {
+        let Some(mut walk) = Walk::begin(tuple, table.slots.len()) else { return 0 };
+        for (number, &slot) in table.slots.iter().enumerate() {
+            if walk.is_null(number) {
+                if slot.travels {
+                    writer.null();
+                }
+                continue;
             }
-            let value = match table.columns[usize::from(column)].encoder {
-                Encoder::ByValue(len) | Encoder::Fixed(len) => Piece { start: place, len },
-                _ => match Stored::of(place) {
-                    Stored::Plain(content) => content,
-                    Stored::Compressed(_) | Stored::Elsewhere(_) => return Err(()),
+            // The lengths that most values have are copied without a loop.
+            match slot.length {
+                8 => write_fixed(&mut writer, slot.travels, walk.fixed(slot, 8).cast::<[u8; 8]>()),
+                4 => write_fixed(&mut writer, slot.travels, walk.fixed(slot, 4).cast::<[u8; 4]>()),
+                1 => write_fixed(&mut writer, slot.travels, walk.fixed(slot, 1).cast::<[u8; 1]>()),
+                -1 => match walk.varlena(slot) {
+                    _ if !slot.travels => {}
+                    Stored::Plain(value) => writer.bytes(std::slice::from_raw_parts(value.start, value.len)),
+                    Stored::Compressed(_) | Stored::Elsewhere(_) => return 0,
                 },
-            };
-            writer.bytes(std::slice::from_raw_parts(value.start, value.len));
-            Ok(())
-        })
-    };
-    if is_whole == Ok(true) { writer.finish() } else { 0 }
+                -2 => walk.pass_string(slot),
+                length => {
+                    let value = walk.fixed(slot, length as usize);
+                    if slot.travels {
+                        writer.bytes(std::slice::from_raw_parts(value, length as usize));
+                    }
+                }
+            }
+        }
+    }
+    writer.finish()
+}
+
+#[inline]
+unsafe fn write_fixed<const LEN: usize>(writer: &mut RowWriter<'_>, travels: bool, value: *const [u8; LEN]) {
+    if travels {
+        // SAFETY: the caller passes where a value of this length lies.
+        writer.array(unsafe { &*value });
+    }
 }
 
 /// Which columns of an UPDATE differ, as the stream's bitmap; whether the key does.
@@ -224,35 +233,6 @@ unsafe fn transcoded(text: Piece) -> Piece {
             return text;
         }
         Piece { start: converted.cast(), len: CStr::from_ptr(converted).count_bytes() }
-    }
-}
-
-/// How a varlena is stored, by the lowest bits of its first byte.
-enum Stored {
-    Plain(Piece),
-    Compressed(Piece),
-    Elsewhere(Piece),
-}
-
-impl Stored {
-    /// # Safety
-    /// `varlena` points to one.
-    #[inline]
-    unsafe fn of(varlena: *const u8) -> Self {
-        const ELSEWHERE: u8 = 0x01;
-        // SAFETY: as the caller promises: the first byte says how long the header is, the header how long the value.
-        unsafe {
-            let first = *varlena;
-            if first == ELSEWHERE {
-                return Self::Elsewhere(Piece { start: varlena, len: pgrx::varsize_external(varlena.cast()) });
-            }
-            if first & 1 == 1 {
-                return Self::Plain(Piece { start: varlena.add(1), len: (first >> 1) as usize - 1 });
-            }
-            let size = (varlena.cast::<u32>().read_unaligned() >> 2) as usize;
-            let content = Piece { start: varlena.add(4), len: size - 4 };
-            if first & 2 == 2 { Self::Compressed(content) } else { Self::Plain(content) }
-        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! | module | subject |
 //! |---|---|
 //! | `trigger` | the functions that PostgreSQL calls for each row and each TRUNCATE |
+//! | `direct` | the same without the queue of trigger events, row by row as they are written |
+//! | `row` | what happened to a row, from its tuples to the buffer |
 //! | `policy` | the same for tables with a policy: what is added to counters, and what is kept of it |
 //! | `emptied` | what a TRUNCATE leaves of their rows |
 //! | `passing` | rows that keep a unique value which another had in passing |
@@ -16,6 +18,7 @@
 //! | `buffer`, `marks`, `spill` | the bytes so far: cut back by rollbacks, compressed, beyond a size in a file |
 
 mod buffer;
+mod direct;
 mod emptied;
 mod encode;
 mod marks;
@@ -24,6 +27,7 @@ pub(crate) mod policy;
 mod promotion;
 mod relation;
 mod replaced;
+mod row;
 mod settings;
 mod spill;
 mod stored;
@@ -35,5 +39,6 @@ mod types;
 /// Registers the callbacks; called from `_PG_init`.
 pub(crate) fn init() {
     relation::init();
+    direct::init();
     transaction::init();
 }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 
 use super::relation::Table;
-use super::trigger::written_again;
+use super::row::written_again;
 use crate::apply::table::node;
 use crate::conflict::index::is_same;
 use crate::conflict::local::{Holder, copied};

@@ -13,7 +13,7 @@ use pgrx::{AnyNumeric, PgSqlErrorCode, pg_sys};
 
 use super::encode::{self, Scratch, Values};
 use super::relation::{self, Merged, Table};
-use super::trigger::{given_up, is_superseded, misused};
+use super::row::{RowEvent, given_up, is_superseded};
 use super::{passing, replaced, transaction};
 use crate::btree::{begin_scan, scan_keys};
 use crate::conflict::counter::{Added, Amount};
@@ -50,19 +50,18 @@ pub(super) struct Capture<'t> {
 }
 
 impl Capture<'_> {
-    /// Captures what a row trigger is called for.
+    /// Captures what happened to a row.
     ///
     /// # Safety
-    /// The data is that of an AFTER ROW trigger on the relation, which is open.
-    pub(super) unsafe fn row(&self, data: &pg_sys::TriggerData) -> Result<()> {
+    /// The tuples are of the relation, which is open.
+    pub(super) unsafe fn row(&self, event: RowEvent) -> Result<()> {
         let mut scratch = SCRATCH.take();
-        // SAFETY: as the caller promises; an UPDATE has both tuples.
+        // SAFETY: as the caller promises.
         unsafe {
-            match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-                pg_sys::TRIGGER_EVENT_INSERT => self.insert(data.tg_trigtuple, &mut scratch)?,
-                pg_sys::TRIGGER_EVENT_DELETE => self.delete(data.tg_trigtuple, &mut scratch)?,
-                pg_sys::TRIGGER_EVENT_UPDATE => self.update(data.tg_trigtuple, data.tg_newtuple, &mut scratch, &[])?,
-                _ => return Err(misused()),
+            match event {
+                RowEvent::Insert { new } => self.insert(new, &mut scratch)?,
+                RowEvent::Update { old, new } => self.update(old, new, &mut scratch, &[])?,
+                RowEvent::Delete { old } => self.delete(old, &mut scratch)?,
             }
         }
         SCRATCH.set(scratch);

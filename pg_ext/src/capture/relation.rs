@@ -54,8 +54,6 @@ pub(super) struct Table {
     pub(super) attributes: usize,
     /// How to find each of them in a tuple.
     pub(super) slots: Vec<Slot>,
-    /// Which column each of them is, if it travels.
-    pub(super) travels: Vec<Option<u16>>,
     pub(super) columns: Vec<ColumnPlan>,
     /// Whether all columns travel as they are stored, unless a value is compressed or elsewhere.
     pub(super) is_copied: bool,
@@ -175,7 +173,6 @@ impl Table {
             return Err(no_key(class));
         }
         let mut slots = Vec::with_capacity(attributes);
-        let mut travels = Vec::with_capacity(attributes);
         let mut plans = Vec::with_capacity(attributes);
         let mut columns = Vec::with_capacity(attributes);
         let mut settings = Settings::NONE;
@@ -183,13 +180,12 @@ impl Table {
         for number in 0..attributes {
             // SAFETY: `number` is below the count of attributes.
             let attribute = unsafe { &*attribute(relation.rd_att, number) };
-            slots.push(Slot::of(attribute));
             let is_key = key_attributes.contains(&attribute.attnum);
-            if attribute.attisdropped || (attribute.attgenerated != 0 && !is_key) {
-                travels.push(None);
+            let travels = !attribute.attisdropped && (attribute.attgenerated == 0 || is_key);
+            slots.push(Slot::of(attribute, travels));
+            if !travels {
                 continue;
             }
-            travels.push(Some(plans.len() as u16));
             let plan = TypePlan::load(attribute.atttypid, attribute.atttypmod)?;
             columns.push(Column {
                 // SAFETY: the name is a NUL-terminated array within the attribute.
@@ -243,7 +239,6 @@ impl Table {
             insert_beginning: RowWriter::put_beginning(relation.rd_id.to_u32(), PutKind::Insert, plans.len()),
             attributes,
             slots,
-            travels,
             is_copied: plans.iter().all(|plan| plan.encoder.copies()),
             columns: plans,
             key,
@@ -266,6 +261,13 @@ impl Table {
     pub(super) fn kept(&self) -> Option<(&Local, &Kept)> {
         let registers = self.registers.as_ref()?;
         Some((registers, registers.kept.as_ref()?))
+    }
+
+    /// Whether what happened to a row can be captured before the statement is over. Under a deferrable constraint it
+    /// cannot: capturing one row may write another again ([`super::passing`]), which the statement may still have to write.
+    #[inline]
+    pub(super) fn is_captured_directly(&self) -> bool {
+        self.registers.as_ref().is_none_or(|registers| !registers.has_deferrable())
     }
 
     /// Makes sure that it may be written to here and now.

@@ -1,9 +1,9 @@
 //! Finding a tuple's values where they lie, for a row that is only to be copied.
 //!
 //! `heap_deform_tuple` makes a datum of each value, and the datum has to be taken apart again. Capturing an INSERT of
-//! values that travel as they are stored needs neither, and what it costs counts a million times in a bulk load. The layout of a tuple is the server's file
-//! format: a header, a bitmap where there are NULLs, then each value, aligned as its type says; a varlena with a header
-//! of one byte is not aligned (`att_align_pointer` in `access/tupmacs.h`).
+//! values that travel as they are stored needs neither, and what it costs counts a million times in a bulk load. The
+//! layout of a tuple is the server's file format: a header, a bitmap where there are NULLs, then each value, aligned as
+//! its type says; a varlena with a header of one byte is not aligned (`att_align_pointer` in `access/tupmacs.h`).
 
 use std::ffi::CStr;
 
@@ -13,78 +13,155 @@ use pgrx::pg_sys;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
     /// `attlen`: above 0 a fixed length, -1 a varlena, -2 a string.
-    length: i16,
+    pub(super) length: i16,
     /// It begins at a multiple of one more than this, which is a power of two.
-    align_mask: usize,
+    align_mask: u8,
+    /// Whether it is a column that travels.
+    pub(super) travels: bool,
 }
 
 impl Slot {
-    pub(super) fn of(attribute: &pg_sys::FormData_pg_attribute) -> Self {
+    pub(super) fn of(attribute: &pg_sys::FormData_pg_attribute, travels: bool) -> Self {
         let align_mask = match attribute.attalign as u8 {
             pg_sys::TYPALIGN_CHAR => 0,
             pg_sys::TYPALIGN_SHORT => 1,
             pg_sys::TYPALIGN_INT => 3,
             _ => 7,
         };
-        Self { length: attribute.attlen, align_mask }
+        Self { length: attribute.attlen, align_mask, travels }
     }
 }
 
-/// Calls `take` with each attribute's index and where its value lies, null for NULL. Returns false, before any call, if the
-/// tuple is of a time when the table had fewer attributes: what is missing there is not in the tuple.
-///
-/// # Safety
-/// `tuple` is a valid tuple of the table whose attributes `slots` describes.
-#[inline]
-pub(super) unsafe fn for_each<E>(
-    tuple: pg_sys::HeapTuple,
-    slots: &[Slot],
-    mut take: impl FnMut(usize, *const u8) -> Result<(), E>,
-) -> Result<bool, E> {
-    // SAFETY: as the caller promises, so each value lies where the header, the bitmap and the values before it say.
-    unsafe {
-        let header = (*tuple).t_data;
-        if (u32::from((*header).t_infomask2) & pg_sys::HEAP_NATTS_MASK) < slots.len() as u32 {
-            return Ok(false);
-        }
-        let has_nulls = u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0;
-        let present = (*header).t_bits.as_ptr();
-        let values = header.cast::<u8>().add(usize::from((*header).t_hoff));
-        let mut at = 0_usize;
-        for (number, slot) in slots.iter().enumerate() {
-            if has_nulls && *present.add(number / 8) >> (number % 8) & 1 == 0 {
-                take(number, std::ptr::null())?;
-                continue;
-            }
-            // A byte of padding is 0, and no header of one byte is.
-            if slot.length != -1 || *values.add(at) == 0 {
-                at = (at + slot.align_mask) & !slot.align_mask;
-            }
-            let value = values.add(at).cast_const();
-            at += match slot.length {
-                -1 => varlena_size(value),
-                -2 => CStr::from_ptr(value.cast()).count_bytes() + 1,
-                length => length as usize,
-            };
-            take(number, value)?;
-        }
-    }
-    Ok(true)
+/// The bytes of a value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    /// Null for NULL.
+    pub(super) start: *const u8,
+    pub(super) len: usize,
 }
 
-/// The length of a varlena, its header included, by the lowest bits of its first byte.
-///
-/// # Safety
-/// `varlena` points to one.
-#[inline]
-unsafe fn varlena_size(varlena: *const u8) -> usize {
-    const ELSEWHERE: u8 = 0x01;
-    // SAFETY: as the caller promises.
-    unsafe {
-        match *varlena {
-            ELSEWHERE => pgrx::varsize_external(varlena.cast()),
-            short if short & 1 == 1 => usize::from(short >> 1),
-            _ => (varlena.cast::<u32>().read_unaligned() >> 2) as usize,
+impl Piece {
+    pub(super) const NULL: Self = Self { start: std::ptr::null(), len: 0 };
+}
+
+/// How a varlena is stored, by the lowest bits of its first byte.
+pub(super) enum Stored {
+    /// What is in it.
+    Plain(Piece),
+    /// The same, compressed.
+    Compressed(Piece),
+    /// Where it is.
+    Elsewhere(Piece),
+}
+
+impl Stored {
+    /// # Safety
+    /// `varlena` points to one.
+    #[inline]
+    pub(super) unsafe fn of(varlena: *const u8) -> Self {
+        const ELSEWHERE: u8 = 0x01;
+        // SAFETY: as the caller promises: the first byte says how long the header is, the header how long the value.
+        unsafe {
+            let first = *varlena;
+            if first == ELSEWHERE {
+                return Self::Elsewhere(Piece { start: varlena, len: pgrx::varsize_external(varlena.cast()) });
+            }
+            if first & 1 == 1 {
+                return Self::Plain(Piece { start: varlena.add(1), len: (first >> 1) as usize - 1 });
+            }
+            let size = (varlena.cast::<u32>().read_unaligned() >> 2) as usize;
+            let content = Piece { start: varlena.add(4), len: size - 4 };
+            if first & 2 == 2 { Self::Compressed(content) } else { Self::Plain(content) }
         }
+    }
+
+    fn piece(&self) -> Piece {
+        let (Self::Plain(piece) | Self::Compressed(piece) | Self::Elsewhere(piece)) = *self;
+        piece
+    }
+}
+
+/// Goes through a tuple's values in their order, each once.
+pub(super) struct Walk {
+    /// Where the next value lies, but for its alignment.
+    at: *const u8,
+    /// The bitmap of the values that are not NULL; null if all are.
+    present: *const u8,
+}
+
+impl Walk {
+    /// `None` if the tuple is of a time when the table had fewer attributes: what is missing there is not in the tuple.
+    ///
+    /// # Safety
+    /// `tuple` is a valid tuple, and there as long as the walk.
+    #[inline]
+    pub(super) unsafe fn begin(tuple: pg_sys::HeapTuple, attributes: usize) -> Option<Self> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let header = (*tuple).t_data;
+            if ((u32::from((*header).t_infomask2) & pg_sys::HEAP_NATTS_MASK) as usize) < attributes {
+                return None;
+            }
+            let has_nulls = u32::from((*header).t_infomask) & pg_sys::HEAP_HASNULL != 0;
+            let present = if has_nulls { (*header).t_bits.as_ptr() } else { std::ptr::null() };
+            Some(Self { at: header.cast::<u8>().add(usize::from((*header).t_hoff)), present })
+        }
+    }
+
+    /// Whether the value of this number is NULL. It takes no room then.
+    ///
+    /// # Safety
+    /// The tuple has as many attributes.
+    #[inline]
+    pub(super) unsafe fn is_null(&self, number: usize) -> bool {
+        // SAFETY: as the caller promises.
+        !self.present.is_null() && unsafe { *self.present.add(number / 8) >> (number % 8) & 1 == 0 }
+    }
+
+    /// The next value, if it has a fixed length.
+    ///
+    /// # Safety
+    /// The slot is the next one and says so; its value is not NULL.
+    #[inline]
+    pub(super) unsafe fn fixed(&mut self, slot: Slot, len: usize) -> *const u8 {
+        self.align(slot);
+        let start = self.at;
+        // SAFETY: as the caller promises.
+        self.at = unsafe { start.add(len) };
+        start
+    }
+
+    /// The next value, if it is a varlena.
+    ///
+    /// # Safety
+    /// The slot is the next one and says so; its value is not NULL.
+    #[inline]
+    pub(super) unsafe fn varlena(&mut self, slot: Slot) -> Stored {
+        // SAFETY: as the caller promises. A byte of padding is 0, and no header of one byte is.
+        unsafe {
+            if *self.at == 0 {
+                self.align(slot);
+            }
+            let stored = Stored::of(self.at);
+            let piece = stored.piece();
+            self.at = piece.start.add(piece.len);
+            stored
+        }
+    }
+
+    /// Passes the next value over, if it is a string.
+    ///
+    /// # Safety
+    /// The slot is the next one and says so; its value is not NULL.
+    pub(super) unsafe fn pass_string(&mut self, slot: Slot) {
+        self.align(slot);
+        // SAFETY: as the caller promises.
+        self.at = unsafe { self.at.add(CStr::from_ptr(self.at.cast()).count_bytes() + 1) };
+    }
+
+    #[inline]
+    fn align(&mut self, slot: Slot) {
+        let mask = usize::from(slot.align_mask);
+        self.at = self.at.map_addr(|at| (at + mask) & !mask);
     }
 }

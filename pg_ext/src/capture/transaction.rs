@@ -55,6 +55,11 @@ thread_local! {
     }) };
 }
 
+unsafe extern "C-unwind" {
+    // The binding is made for functions that may raise an ERROR, which costs each row more than this one does.
+    fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+}
+
 /// Registers for the ends of transactions; called once in a backend.
 pub(super) fn init() {
     // SAFETY: registered once, from _PG_init; the callbacks take no argument.
@@ -205,7 +210,7 @@ impl Transaction {
     fn begin(&mut self) -> Result<()> {
         self.make_cut()?;
         // SAFETY: a plain read of the backend's state.
-        let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        let subtransaction = unsafe { GetCurrentSubTransactionId() };
         self.marks.note(subtransaction, self.position());
         Ok(())
     }

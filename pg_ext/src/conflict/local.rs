@@ -20,6 +20,8 @@ pub(crate) struct Local {
     /// The key's attributes in the captured table, by their index, in the registers' order.
     key: Vec<usize>,
     uniques: Vec<Unique>,
+    /// Whether one of them is checked later than a row is written.
+    has_deferrable: bool,
     /// How the table decides.
     pub(crate) policy: Policy,
     /// What a table with a policy keeps.
@@ -100,7 +102,7 @@ impl Local {
             };
             let key = registers.key.iter().filter_map(place).collect();
             let identity = identity_index(relation);
-            let mut uniques = Vec::new();
+            let (mut uniques, mut has_deferrable) = (Vec::new(), false);
             for cell in list_cells(pg_sys::RelationGetIndexList(relation)) {
                 let oid = cell.oid_value;
                 let index = pg_sys::index_open(oid, pg_sys::AccessShareLock.cast_signed());
@@ -119,19 +121,32 @@ impl Local {
                         let ordered = registers.policy.merges();
                         let claims = Claims { oid: claims, keys: registers.tombstones, ordered };
                         let uses = if ordered { index::attributes(relation, info) } else { Vec::new() };
+                        has_deferrable |= !form.indimmediate;
                         uniques.push(Unique { index: oid, claims, attributes, uses });
                     }
                 }
                 pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
             }
             let kept = registers.rows.map(|rows| Kept::load(&registers, rows, &here)).transpose()?;
-            Ok(Some(Self { tombstones: registers.tombstones, key, uniques, policy: registers.policy, kept }))
+            Ok(Some(Self {
+                tombstones: registers.tombstones,
+                key,
+                uniques,
+                has_deferrable,
+                policy: registers.policy,
+                kept,
+            }))
         }
     }
 
     /// Whether a DELETE or a changed key leaves claims, or an UPDATE may do so.
     pub(crate) fn has_uniques(&self) -> bool {
         !self.uniques.is_empty()
+    }
+
+    /// Whether a transaction may give a row a unique value that another one holds, and take it away again.
+    pub(crate) fn has_deferrable(&self) -> bool {
+        self.has_deferrable
     }
 
     /// The key of a row, in the registers' order.

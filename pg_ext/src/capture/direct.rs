@@ -1,0 +1,171 @@
+//! Capturing a row at the moment when the executor has written it.
+//!
+//! PostgreSQL queues an event for each row that an AFTER ROW trigger fires for, and at the end of the statement fetches the
+//! row once more for each of them. For a trigger that does next to nothing, that is most of what it costs. But before it
+//! queues the event it evaluates the trigger's WHEN condition, with both images of the row at hand (`AfterTriggerSaveEvent`
+//! and `TriggerEnabled` in `commands/trigger.c`). So a statement's own copy of our trigger is given a condition when the
+//! statement starts, which captures the row and says that there is nothing left to fire for.
+//!
+//! The trigger remains what decides: whether it is there, enabled, and for which rows it fires. Whatever is not seen when a
+//! statement starts (COPY, partitions that rows are routed to) and what needs the statement's end
+//! (`Table::is_captured_directly`) is captured by the trigger's function as ever.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_int};
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::relation;
+use super::row::{self, RowEvent};
+use crate::apply::table::node;
+use crate::errors::{OrRaise as _, Result};
+use crate::gucs;
+
+/// What [`duplex.enable`](../../../sql/12_enable.sql) calls the trigger.
+const NAME: &CStr = c"00_duplex_capture";
+
+thread_local! {
+    /// `duplex.capture_row()`, once it was looked up.
+    static CAPTURE_ROW: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+    /// Who else wants to know of statements that start.
+    static NEXT: Cell<pg_sys::ExecutorStart_hook_type> = const { Cell::new(None) };
+}
+
+/// Registers for the start of statements; called once in a backend.
+pub(super) fn init() {
+    // SAFETY: called from _PG_init; nobody else looks at the hook meanwhile.
+    unsafe {
+        NEXT.set(pg_sys::ExecutorStart_hook);
+        pg_sys::ExecutorStart_hook = Some(statement_starts);
+    }
+}
+
+/// Whether this is the function of our triggers. It has another oid in a database where the extension was created anew.
+/// Whoever writes to the table needs no right on our schema, so none is asked for.
+fn is_capture_row(function: pg_sys::Oid) -> bool {
+    CAPTURE_ROW.get() == function || {
+        // SAFETY: catalog lookups inside a transaction; a name is null or a palloc'd string.
+        let is_ours = unsafe {
+            let name = pg_sys::get_func_name(function);
+            !name.is_null()
+                && CStr::from_ptr(name) == c"capture_row"
+                && pg_sys::get_func_namespace(function) == pg_sys::get_namespace_oid(c"duplex".as_ptr(), true)
+        };
+        if is_ours {
+            CAPTURE_ROW.set(function);
+        }
+        is_ours
+    }
+}
+
+unsafe extern "C-unwind" {
+    // The binding's guard would cost each statement of the session, also those that only read.
+    fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+}
+
+/// The hook. Nothing in it has a destructor: an ERROR in what it calls first passes through, as if there was no hook.
+unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flags: c_int) {
+    // SAFETY: PostgreSQL passes a valid query, which has its state once it has started.
+    unsafe {
+        match NEXT.get() {
+            Some(next) => next(query, flags),
+            None => standard_ExecutorStart(query, flags),
+        }
+        let estate = (*query).estate;
+        if !(*estate).es_opened_result_relations.is_null() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            attach_all(estate);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn attach_all(estate: *mut pg_sys::EState) {
+    // SAFETY: as the caller promises; what is written to is not opened or closed meanwhile.
+    unsafe { relations((*estate).es_opened_result_relations).for_each(|written| attach(estate, written)) }
+}
+
+/// The relations that a statement writes to.
+unsafe fn relations(list: *const pg_sys::List) -> impl Iterator<Item = *mut pg_sys::ResultRelInfo> {
+    // SAFETY: the caller passes a list of them; an empty one is null.
+    unsafe {
+        let count = if list.is_null() { 0 } else { (*list).length as usize };
+        (0..count).map(move |number| (*(*list).elements.add(number)).ptr_value.cast())
+    }
+}
+
+/// Gives our trigger on this relation, if there is one, its condition.
+unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInfo) {
+    // SAFETY: the caller passes what the executor has just set up. The triggers' descriptions are the statement's own copy,
+    // and for each there is a place for its condition. All that is made here lives as long as the statement.
+    unsafe {
+        let Some(description) = (*written).ri_TrigDesc.as_ref() else { return };
+        let triggers = std::slice::from_raw_parts_mut(description.triggers, description.numtriggers as usize);
+        let is_ours = |trigger: &pg_sys::Trigger| {
+            CStr::from_ptr(trigger.tgname) == NAME && trigger.tgqual.is_null() && is_capture_row(trigger.tgfoid)
+        };
+        let Some(number) = triggers.iter().position(is_ours) else { return };
+        let relation = &*(*written).ri_RelationDesc;
+        let is_heap = (*relation.rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID;
+        if !is_heap || !relation::lookup(relation).is_ok_and(|table| table.is_captured_directly()) {
+            return;
+        }
+        let caller = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
+        let condition: *mut pg_sys::ExprState = node(pg_sys::NodeTag::T_ExprState);
+        pg_sys::MemoryContextSwitchTo(caller);
+        (*condition).flags = pg_sys::EEO_FLAG_IS_QUAL as u8;
+        (*condition).evalfunc = Some(row_is_written);
+        (*condition).evalfunc_private = written.cast();
+        *(*written).ri_TrigWhenExprs.add(number) = condition;
+        // What it says is never read, since the condition is there.
+        triggers[number].tgqual = c"duplex".as_ptr().cast_mut();
+    }
+}
+
+/// The condition: captures the row. True if it is left to the trigger.
+#[pg_guard]
+unsafe extern "C-unwind" fn row_is_written(
+    condition: *mut pg_sys::ExprState,
+    context: *mut pg_sys::ExprContext,
+    is_null: *mut bool,
+) -> pg_sys::Datum {
+    // SAFETY: the executor evaluates what `attach` made, with the row's images as a trigger's condition has them.
+    unsafe {
+        *is_null = false;
+        let is_left = !gucs::is_replication() && !capture((*condition).evalfunc_private.cast(), context).or_raise();
+        pg_sys::Datum::from(is_left)
+    }
+}
+
+/// False if the trigger has to do it.
+unsafe fn capture(written: *mut pg_sys::ResultRelInfo, context: *mut pg_sys::ExprContext) -> Result<bool> {
+    // SAFETY: as the caller promises; the relation stays open as long as the statement.
+    unsafe {
+        let relation = &*(*written).ri_RelationDesc;
+        let table = relation::lookup(relation)?;
+        if !table.is_captured_directly() {
+            return Ok(false);
+        }
+        let (old, new) = ((*context).ecxt_innertuple, (*context).ecxt_outertuple);
+        let event = match (old.is_null(), new.is_null()) {
+            (true, false) => tuple(new).map(|new| RowEvent::Insert { new }),
+            (false, false) => tuple(old).zip(tuple(new)).map(|(old, new)| RowEvent::Update { old, new }),
+            (false, true) => tuple(old).map(|old| RowEvent::Delete { old }),
+            (true, true) => None,
+        };
+        let Some(event) = event else { return Ok(false) };
+        row::capture(&table, relation, event)?;
+        Ok(true)
+    }
+}
+
+/// The tuple that a slot holds as it is in its table, with what the heap has noted in its header.
+unsafe fn tuple(slot: *mut pg_sys::TupleTableSlot) -> Option<pg_sys::HeapTuple> {
+    // SAFETY: the caller passes a slot; its kind says that it is a larger one.
+    unsafe {
+        if !std::ptr::eq((*slot).tts_ops, &raw const pg_sys::TTSOpsBufferHeapTuple) {
+            return None;
+        }
+        let tuple = (*slot.cast::<pg_sys::HeapTupleTableSlot>()).tuple;
+        (!tuple.is_null()).then_some(tuple)
+    }
+}
