@@ -143,19 +143,23 @@ comment on column duplex.drain_state.settled is 'This node''s own watermark W: a
 -- The queue: three tables that take turns, so that one whose rows are all published can be truncated while writers
 -- use another. Rows are only ever appended: no index, no TOAST (payloads are compressed before they come here and cut
 -- to fit a page), no vacuum; and one by hand cuts no pages off, since the drain remembers how far it has looked.
-create table duplex.queue_0 (
+-- PostgreSQL gives a table its TOAST table when it is created, so the payload's storage has to be known before.
+create table duplex.queue_row (
     lsn          bigint  not null,
     xid          xid8    not null,
     chunk        integer not null,
     piece        integer not null,
     expanded_len integer not null,
     payload      bytea   not null
-) with (autovacuum_enabled = false, vacuum_truncate = false);
-alter table duplex.queue_0 alter column payload set storage plain;
-create table duplex.queue_1 (like duplex.queue_0 including storage)
+);
+alter table duplex.queue_row alter column payload set storage plain;
+create table duplex.queue_0 (like duplex.queue_row including storage)
     with (autovacuum_enabled = false, vacuum_truncate = false);
-create table duplex.queue_2 (like duplex.queue_0 including storage)
+create table duplex.queue_1 (like duplex.queue_row including storage)
     with (autovacuum_enabled = false, vacuum_truncate = false);
+create table duplex.queue_2 (like duplex.queue_row including storage)
+    with (autovacuum_enabled = false, vacuum_truncate = false);
+drop table duplex.queue_row;
 comment on table duplex.queue_0 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on table duplex.queue_1 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on table duplex.queue_2 is 'Captured transactions that wait for the relay; one of three tables that take turns.';

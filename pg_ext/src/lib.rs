@@ -9,6 +9,7 @@
 //! | `conflict` | which of two writes of a row stays |
 //! | `btree` | looking a key up in an index, mostly without a scan |
 //! | `gucs`, `errors`, `node` | settings; errors as PostgreSQL reports them; who this node and its peers are |
+//! | `slot` | reading the values of a slot |
 //!
 //! The SQL side is written by hand in `/sql`; a test compares its C declarations with the functions here.
 
@@ -25,6 +26,7 @@ mod errors;
 mod gucs;
 mod node;
 mod queue;
+mod slot;
 
 pgrx::pg_module_magic!();
 

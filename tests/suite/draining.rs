@@ -114,6 +114,16 @@ async fn long_transactions_beside_thousands_of_short_ones_lose_nothing() -> Resu
     Ok(())
 }
 
+/// Writers append at the heap's level, where PostgreSQL wants a snapshot of whoever may need a TOAST table.
+#[tokio::test]
+async fn the_queues_tables_have_no_toast_table() -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+    let toasts = "select count(*) || ' of ' || count(*) filter (where reltoastrelid = 0) from pg_class \
+                  where relnamespace = 'duplex'::regnamespace and relname ~ '^queue_[0-9]$'";
+    assert_eq!(lab.node(0).one(toasts).await?, "3 of 3");
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_was_not_confirmed_comes_again_and_what_was_does_not() -> Result<()> {
     let lab = alone(TABLE, &["t"]).await?;

@@ -19,6 +19,7 @@ use crate::conflict::stamps::written;
 use crate::conflict::unique::{Claimant, OfRow};
 use crate::conflict::write::Written;
 use crate::errors::Result;
+use crate::slot;
 
 impl Table {
     /// What a change adds to the counters of a table with a policy; `None` for any other table.
@@ -336,7 +337,7 @@ impl Leaf {
         // SAFETY: as the caller promises.
         unsafe {
             if (*slot).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(slot, last.into());
+                slot::deform(slot, last.into());
             }
             let amount = |(&attribute, (counter, _)): (&i16, &(Counter, u16))| {
                 let index = attribute as usize - 1;
@@ -380,7 +381,7 @@ impl Leaf {
         unsafe {
             let count = (*(*self.found).tts_tupleDescriptor).natts as usize;
             if ((*self.found).tts_nvalid as usize) < count {
-                pg_sys::slot_getsomeattrs_int(self.found, count as i32);
+                slot::deform(self.found, count as i32);
             }
             std::ptr::copy_nonoverlapping((*self.found).tts_values, (*self.write).tts_values, count);
             std::ptr::copy_nonoverlapping((*self.found).tts_isnull, (*self.write).tts_isnull, count);

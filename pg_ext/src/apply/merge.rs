@@ -26,6 +26,7 @@ use crate::conflict::stamps::{Since, encode, held, resolve, written};
 use crate::conflict::unique::{Claimant, Holding, Met};
 use crate::conflict::write::{Written, generate};
 use crate::errors::{Failure, Result};
+use crate::slot;
 
 /// What a change makes of a row.
 struct Outcome<'o> {
@@ -429,7 +430,7 @@ impl Leaf {
     unsafe fn take_untaken(&mut self, taken: &[bool], from: *mut pg_sys::TupleTableSlot) {
         // SAFETY: both slots are of this leaf, and `from` holds a row that is locked.
         unsafe {
-            pg_sys::slot_getsomeattrs_int(from, (*(*from).tts_tupleDescriptor).natts);
+            slot::deform(from, (*(*from).tts_tupleDescriptor).natts);
             for (&attribute, taken) in self.columns.iter().zip(taken) {
                 if !taken {
                     let index = attribute as usize - 1;

@@ -10,6 +10,7 @@ use crate::apply::triggers::Triggers;
 use crate::conflict::arrival::{Arrival, Change};
 use crate::conflict::write::{self, Written};
 use crate::errors::{Failure, Result};
+use crate::slot;
 
 impl Table {
     /// Writes a row as it is after an INSERT or UPDATE, if its version is later than what is there.
@@ -262,7 +263,7 @@ impl Leaf {
         unsafe {
             let Some(&last) = self.kept.iter().max() else { return };
             if (*self.found).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(self.found, last.into());
+                slot::deform(self.found, last.into());
             }
             for &attribute in &self.kept {
                 let index = attribute as usize - 1;

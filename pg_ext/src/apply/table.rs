@@ -19,6 +19,7 @@ use crate::conflict::tombstone::Tombstones;
 use crate::conflict::unique::Unique;
 use crate::conflict::write::noted;
 use crate::errors::{Failure, Result};
+use crate::slot;
 
 /// A table that rows are stored in: the table itself, or a partition of it.
 #[derive(Debug)]
@@ -377,7 +378,7 @@ impl Leaf {
         // SAFETY: as the caller promises.
         unsafe {
             if (*slot).tts_nvalid < last {
-                pg_sys::slot_getsomeattrs_int(slot, last.into());
+                slot::deform(slot, last.into());
             }
             self.key.iter().map(|&attribute| *(*slot).tts_values.add(attribute as usize - 1)).collect()
         }

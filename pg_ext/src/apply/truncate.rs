@@ -24,6 +24,7 @@ use crate::conflict::truncates;
 use crate::conflict::unique::{OfRow, Unique};
 use crate::conflict::version::Versions;
 use crate::errors::{Failure, Result};
+use crate::slot;
 
 // Not among pgrx's bindings. The declaration is that of catalog/pg_inherits.h, the same in PostgreSQL 15 to 18;
 // calls go through `guarded`, which turns an ERROR inside into a panic.
@@ -332,7 +333,7 @@ impl Kept<'_> {
     unsafe fn key(&self, slot: *mut pg_sys::TupleTableSlot) -> Vec<pg_sys::Datum> {
         // SAFETY: as the callers promise: the slot holds a row with all its attributes.
         unsafe {
-            pg_sys::slot_getsomeattrs_int(slot, (*(*slot).tts_tupleDescriptor).natts);
+            slot::deform(slot, (*(*slot).tts_tupleDescriptor).natts);
             self.key.iter().map(|&attribute| *(*slot).tts_values.add(attribute as usize - 1)).collect()
         }
     }

@@ -6,8 +6,8 @@ use pgrx::pg_sys;
 /// `BTScanInsertData`, the same in PostgreSQL 15 to 18.
 #[repr(C)]
 pub(super) struct ScanInsert {
-    heap_key_space: bool,
-    all_equal_image: bool,
+    pub(super) heap_key_space: bool,
+    pub(super) all_equal_image: bool,
     pub(super) any_null_keys: bool,
     next_key: bool,
     /// In PostgreSQL 17 and later `backward`. Neither is wanted.
@@ -23,6 +23,7 @@ pub(super) const UNLOCK: i32 = pg_sys::BUFFER_LOCK_UNLOCK.cast_signed();
 
 unsafe extern "C-unwind" {
     pub(super) fn _bt_mkscankey(index: pg_sys::Relation, tuple: pg_sys::IndexTuple) -> *mut ScanInsert;
+    pub(super) fn _bt_metaversion(index: pg_sys::Relation, heap_key_space: *mut bool, all_equal_image: *mut bool);
     #[cfg(feature = "pg15")]
     fn _bt_search(
         index: pg_sys::Relation,

@@ -11,7 +11,8 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use crate::btree::access::{
-    _bt_compare, _bt_mkscankey, BufferGetBlockNumber, LockBuffer, READ, ReleaseBuffer, ScanInsert, UNLOCK, descend, pin,
+    _bt_compare, _bt_metaversion, _bt_mkscankey, BufferGetBlockNumber, LockBuffer, READ, ReleaseBuffer, ScanInsert,
+    UNLOCK, descend, pin,
 };
 use crate::btree::page::{HIGH_KEY, Page};
 
@@ -87,7 +88,12 @@ impl Probe {
     pub(crate) unsafe fn new(heap: pg_sys::Relation, index: pg_sys::Relation) -> Self {
         // SAFETY: as the caller promises. Without a tuple the key has the functions of all columns and no values yet.
         unsafe {
-            let key = guarded(|| _bt_mkscankey(index, ptr::null_mut()));
+            let key = guarded(|| {
+                let key = _bt_mkscankey(index, ptr::null_mut());
+                // An index that a server before 12 made, and pg_upgrade kept, orders equal keys in another way.
+                _bt_metaversion(index, &mut (*key).heap_key_space, &mut (*key).all_equal_image);
+                key
+            });
             (*key).key_size = (*(*index).rd_index).indnkeyatts.into();
             (*key).any_null_keys = false;
             Self { heap, index, key, at: Cell::new(NOWHERE) }

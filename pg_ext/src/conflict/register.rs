@@ -12,6 +12,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use crate::btree::{Found, Probe, begin_scan, fetch, let_go, scan_keys};
 use crate::conflict::batch::Batch;
+use crate::slot;
 
 /// A register that is open.
 #[derive(Debug)]
@@ -179,7 +180,7 @@ impl Register {
             let command = pg_sys::GetCurrentCommandId(true);
             pg_sys::heap_multi_insert(self.heap, rows.as_mut_ptr(), rows.len() as i32, command, 0, ptr::null_mut());
             for &slot in &*rows {
-                pg_sys::slot_getsomeattrs_int(slot, self.keys.len() as i32);
+                slot::deform(slot, self.keys.len() as i32);
                 let place = (*slot).tts_tid;
                 let values = std::slice::from_raw_parts((*slot).tts_values, self.keys.len());
                 let is_first = pg_sys::index_insert(
@@ -268,7 +269,7 @@ impl Register {
             let scan = self.scan(snapshot);
             let slot = self.slot;
             let mut show = || {
-                pg_sys::slot_getsomeattrs_int(slot, (*(*slot).tts_tupleDescriptor).natts);
+                slot::deform(slot, (*(*slot).tts_tupleDescriptor).natts);
                 each(Entry { slot });
             };
             match found {
