@@ -30,7 +30,8 @@ mod slot;
 
 pgrx::pg_module_magic!();
 
-/// Called once in each backend, when the library is loaded: at the first captured row or the first function called.
+/// Called once, when the library is loaded: in a backend at its first captured row or the first function called, or in the
+/// postmaster, whose backends begin with what is set up here, if `shared_preload_libraries` says so.
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     gucs::init();

@@ -170,6 +170,23 @@ async fn a_row_that_comes_back_within_the_statement_stays() -> Result<()> {
     lab.stop_relays()
 }
 
+/// Where a constraint is deferrable, capturing a row may write another one again. The statement that has still to come to it
+/// would fail over that, so the trigger captures, when it is over.
+#[tokio::test]
+async fn a_statement_under_a_deferrable_constraint_is_captured_at_its_end() -> Result<()> {
+    let lab = Lab::shared(2).await?;
+    let [a, _] = lab.pair();
+    let sql = "create table seat (id int primary key, place int unique deferrable initially deferred)";
+    lab.create_everywhere(sql, &["seat"]).await?;
+    let session = a.connect().await?;
+    session.exec("load 'pg_duplex'").await?;
+    session.exec("begin; insert into seat values (1, 1), (2, 1); update seat set place = id + 10; commit").await?;
+    ensure!(fires(&session, "update seat set place = place + 1").await?, "captured at the end");
+    lab.converges(&["seat"]).await?;
+    assert_eq!(a.dump("seat", &[]).await?, ["id=1 | place=12", "id=2 | place=13"]);
+    lab.stop_relays()
+}
+
 /// In a server that loads the library for all sessions nothing has to be fired, not even a session's first statement.
 #[tokio::test]
 async fn a_preloaded_library_captures_a_sessions_first_statement() -> Result<()> {

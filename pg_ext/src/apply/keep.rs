@@ -336,9 +336,7 @@ impl Leaf {
         let last = self.counters.iter().copied().max().unwrap_or(0);
         // SAFETY: as the caller promises.
         unsafe {
-            if (*slot).tts_nvalid < last {
-                slot::deform(slot, last.into());
-            }
+            slot::deform(slot, last.into());
             let amount = |(&attribute, (counter, _)): (&i16, &(Counter, u16))| {
                 let index = attribute as usize - 1;
                 counter.amount(*(*slot).tts_values.add(index), *(*slot).tts_isnull.add(index))
@@ -380,9 +378,7 @@ impl Leaf {
         // SAFETY: both slots are of this leaf, and `found` holds a row that is locked.
         unsafe {
             let count = (*(*self.found).tts_tupleDescriptor).natts as usize;
-            if ((*self.found).tts_nvalid as usize) < count {
-                slot::deform(self.found, count as i32);
-            }
+            slot::deform(self.found, count as i32);
             std::ptr::copy_nonoverlapping((*self.found).tts_values, (*self.write).tts_values, count);
             std::ptr::copy_nonoverlapping((*self.found).tts_isnull, (*self.write).tts_isnull, count);
         }

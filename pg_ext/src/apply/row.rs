@@ -262,9 +262,7 @@ impl Leaf {
         // SAFETY: both slots are of this leaf, and `found` holds a row.
         unsafe {
             let Some(&last) = self.kept.iter().max() else { return };
-            if (*self.found).tts_nvalid < last {
-                slot::deform(self.found, last.into());
-            }
+            slot::deform(self.found, last.into());
             for &attribute in &self.kept {
                 let index = attribute as usize - 1;
                 (*self.write).tts_values.add(index).write(*(*self.found).tts_values.add(index));

@@ -377,9 +377,7 @@ impl Leaf {
         let last = self.key.iter().copied().max().unwrap_or(0);
         // SAFETY: as the caller promises.
         unsafe {
-            if (*slot).tts_nvalid < last {
-                slot::deform(slot, last.into());
-            }
+            slot::deform(slot, last.into());
             self.key.iter().map(|&attribute| *(*slot).tts_values.add(attribute as usize - 1)).collect()
         }
     }

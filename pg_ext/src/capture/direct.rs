@@ -17,7 +17,7 @@ use pgrx::{pg_guard, pg_sys};
 
 use super::relation;
 use super::row::{self, RowEvent};
-use crate::apply::table::node;
+use crate::apply::table::{list_cells, node};
 use crate::errors::{OrRaise as _, Result};
 use crate::gucs;
 
@@ -78,18 +78,14 @@ unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flag
     }
 }
 
+/// Gives our triggers their conditions, on all relations that a statement writes to.
 #[pg_guard]
 unsafe extern "C-unwind" fn attach_all(estate: *mut pg_sys::EState) {
     // SAFETY: as the caller promises; what is written to is not opened or closed meanwhile.
-    unsafe { relations((*estate).es_opened_result_relations).for_each(|written| attach(estate, written)) }
-}
-
-/// The relations that a statement writes to.
-unsafe fn relations(list: *const pg_sys::List) -> impl Iterator<Item = *mut pg_sys::ResultRelInfo> {
-    // SAFETY: the caller passes a list of them; an empty one is null.
     unsafe {
-        let count = if list.is_null() { 0 } else { (*list).length as usize };
-        (0..count).map(move |number| (*(*list).elements.add(number)).ptr_value.cast())
+        for cell in list_cells((*estate).es_opened_result_relations) {
+            attach(estate, cell.ptr_value.cast());
+        }
     }
 }
 

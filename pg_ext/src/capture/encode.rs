@@ -149,7 +149,7 @@ pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room
                 }
                 continue;
             }
-            // The lengths that most values have are copied without a loop.
+            // The lengths that most values have are copied without a call.
             match slot.length {
                 8 => write_fixed(&mut writer, slot.travels, walk.fixed(slot, 8).cast::<[u8; 8]>()),
                 4 => write_fixed(&mut writer, slot.travels, walk.fixed(slot, 4).cast::<[u8; 4]>()),

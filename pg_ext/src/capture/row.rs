@@ -57,6 +57,7 @@ pub(super) unsafe fn capture(table: &Rc<Table>, relation: &pg_sys::RelationData,
     Ok(())
 }
 
+/// Captures a row that was inserted, value by value.
 unsafe fn insert(
     table: &Rc<Table>,
     descriptor: pg_sys::TupleDesc,

@@ -159,6 +159,8 @@ impl Walk {
         self.at = unsafe { self.at.add(CStr::from_ptr(self.at.cast()).count_bytes() + 1) };
     }
 
+    /// A tuple's values begin where any alignment may begin, on a page as in memory, so an address tells as well as a place
+    /// in the tuple.
     #[inline]
     fn align(&mut self, slot: Slot) {
         let mask = usize::from(slot.align_mask);
