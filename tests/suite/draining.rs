@@ -152,6 +152,27 @@ async fn what_was_not_confirmed_comes_again_and_what_was_does_not() -> Result<()
 }
 
 #[tokio::test]
+async fn a_session_that_was_quiet_while_the_queue_went_on_is_heard() -> Result<()> {
+    let lab = alone(TABLE, &["t"]).await?;
+    let node = lab.node(0);
+    let mut drain = Drain::open(node).await?;
+    let [quiet, writer] = [node.connect().await?, node.connect().await?];
+    // It remembers the first page of the queue, which has room for more of its rows.
+    quiet.exec("insert into t values (1, 'first')").await?;
+    let mut sent = ids(&drain.rest().await?);
+    // Another session fills pages, and the drain leaves them behind.
+    for id in 100..200 {
+        writer.exec(&format!("insert into t values ({id}, repeat('x', 900))")).await?;
+        sent.extend(ids(&drain.rest().await?));
+    }
+    assert!(node.number("select pg_relation_size('duplex.queue_0') / 8192").await? > 12);
+    quiet.exec("insert into t values (2, 'second')").await?;
+    sent.extend(ids(&drain.rest().await?));
+    assert_eq!(sent, [1].into_iter().chain(100..200).chain([2]).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_vacuum_that_cuts_off_pages_of_the_queue_loses_nothing() -> Result<()> {
     let lab = alone(TABLE, &["t"]).await?;
     let node = lab.node(0);

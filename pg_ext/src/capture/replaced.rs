@@ -10,6 +10,12 @@ use pgrx::pg_sys;
 use super::transaction;
 use crate::node;
 
+unsafe extern "C-unwind" {
+    // Neither raises an ERROR; the bindings' guards would cost each row more than they do.
+    fn TransactionIdIsCurrentTransactionId(xid: pg_sys::TransactionId) -> bool;
+    fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
+}
+
 /// A row of this node's own.
 const LOCAL: u32 = 0;
 
@@ -51,7 +57,7 @@ pub(super) fn of_transaction(xid: pg_sys::TransactionId) -> Replaced {
 
 fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
     // SAFETY: a lookup by transaction id.
-    if unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xmin) } {
+    if unsafe { TransactionIdIsCurrentTransactionId(xmin) } {
         return Replaced::SameTransaction;
     }
     match commit_of(xmin) {
@@ -86,10 +92,10 @@ thread_local! {
 fn commit_of(xid: pg_sys::TransactionId) -> Option<Commit> {
     COMMITS.with(|commits| {
         let place = &commits.as_array_of_cells()[xid.into_inner() as usize % KEPT];
-        // SAFETY: the transaction has written a row, so it has an id.
-        let asked_by = unsafe { pg_sys::GetTopFullTransactionId().value };
+        // SAFETY: a plain read of the backend's state: this transaction has written a row, so it has an id.
+        let asked_by = unsafe { GetTopFullTransactionIdIfAny().value };
         let kept = place.get();
-        if kept.xid == xid && kept.asked_by != 0 && asked_by - kept.asked_by < VALID {
+        if kept.xid == xid && kept.asked_by != 0 && asked_by.wrapping_sub(kept.asked_by) < VALID {
             return Some(kept);
         }
         let (mut commit_ts, mut origin) = (0, 0);

@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `append` | a committing transaction writes its chunks |
+//! | `row` | a row as it is written |
 //! | `limit` | warning or refusing when the queue has grown too large |
 //! | `tables` | where the three tables are, and which one writers use |
 //! | `page` | reading queue rows off a heap page |
@@ -21,6 +22,7 @@ mod limit;
 mod page;
 mod pass;
 mod rotate;
+mod row;
 mod segment;
 mod snapshot;
 mod state;

@@ -1,16 +1,14 @@
 //! Reading queue rows off a heap page.
 //!
 //! The columns have fixed places: lsn (8 bytes), xid (8), chunk, piece, expanded_len (4 each), all NOT NULL, then the
-//! payload. `sql/10_tables.sql` declares the same, and `append` writes it.
+//! payload. `sql/10_tables.sql` declares the same, and `row` writes it.
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use duplex_protocol::record::Position;
 
+use super::row::PAYLOAD_AT;
 use crate::errors::{Failure, Result};
-
-/// The payload's place behind a row's header.
-pub(super) const PAYLOAD_AT: usize = 28;
 
 /// Where a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,9 +1,11 @@
 //! Which pages of one queue table still have to be looked at.
 //!
 //! A table may hold a hundred thousand published rows, and the drain looks every millisecond, so it must not read them
-//! again. Writers only ever take the last page or add one. So once all who were writing when the table had `n` pages
-//! have ended, no row can appear below page `n - 1` any more: those pages are *closed*, and the *frontier* moves up to
-//! there. A closed page with a row whose transaction has not ended (a prepared one, say) is remembered as a straggler.
+//! again. Writers take the page that they used last; otherwise the table's last page, or they add one. So the drain has
+//! them forget what they used when the table had `n` pages: PostgreSQL does that to a backend which takes a lock after
+//! [`forget_pages`]. Once all who were writing before have ended, no row can appear below page `n - 1` any more: those
+//! pages are *closed*, and the *frontier* moves up to there. A closed page with a row whose transaction has not ended (a
+//! prepared one, say) is remembered as a straggler.
 
 use pgrx::pg_sys;
 
@@ -11,8 +13,10 @@ use super::page::{self, RowHead};
 use super::snapshot::Snapshot;
 use crate::errors::Result;
 
-/// Pages that a table grows by before the frontier is worth moving.
-const FRONTIER_STEP: u32 = 4;
+/// Pages that a table grows by before the frontier is worth moving, and so many more for each writer: a page that a writer
+/// has to forget stays as full as it is.
+const FRONTIER_STEP: u32 = 8;
+const FRONTIER_STEP_A_WRITER: u32 = 8;
 
 /// What was found on a page by the last look.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +51,8 @@ pub(crate) struct Segment {
     fresh_stragglers: Vec<u32>,
     closed: u32,
     barrier: Option<Barrier>,
+    /// How many were writing when the frontier was moved last.
+    writers: u32,
 }
 
 impl Segment {
@@ -122,10 +128,16 @@ impl Segment {
                     self.barrier = None;
                 }
             }
-            None if blocks > self.closed.max(self.frontier) + FRONTIER_STEP => {
-                self.barrier = Some(Barrier { blocks, writers: writers(relation) });
+            None => {
+                let step = FRONTIER_STEP + FRONTIER_STEP_A_WRITER * self.writers;
+                if blocks > self.closed.max(self.frontier) + step {
+                    // Before it is seen who is writing: whoever is not seen takes the lock later, and forgets.
+                    forget_pages(relation);
+                    let writers = writers(relation);
+                    self.writers = writers.len() as u32;
+                    self.barrier = Some(Barrier { blocks, writers });
+                }
             }
-            None => {}
         }
     }
 }
@@ -134,6 +146,21 @@ impl Segment {
 pub(crate) fn block_count(relation: pg_sys::Relation) -> u32 {
     // SAFETY: the relation is open.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
+/// Has every backend forget which page of the table it used last, at the latest once it has taken a lock on the table: then
+/// it hears what was said to all before (`AcceptInvalidationMessages` in `LockRelationOid`), here that its notes on the
+/// file are void, as they are when VACUUM cuts it short.
+fn forget_pages(relation: pg_sys::Relation) {
+    // SAFETY: the relation is open; the message is put into shared memory at once.
+    unsafe {
+        let backend = (*relation).rd_backend;
+        #[cfg(feature = "pg15")]
+        let file = pg_sys::RelFileNodeBackend { node: (*relation).rd_node, backend };
+        #[cfg(not(feature = "pg15"))]
+        let file = pg_sys::RelFileLocatorBackend { locator: (*relation).rd_locator, backend };
+        pg_sys::CacheInvalidateSmgr(file);
+    }
 }
 
 /// Number of the table's file on disk.

@@ -1,0 +1,71 @@
+//! A row of the queue as it is written: a tuple's header, the fixed columns, the payload. Built in one place that a backend
+//! uses for all its rows, because every captured transaction writes one at least.
+//!
+//! `page` reads the same layout, and `sql/10_tables.sql` declares it.
+
+use std::cell::RefCell;
+
+use pgrx::pg_sys;
+
+/// Bytes of payload in one row: with the tuple's header and fixed columns it just fits an empty page.
+pub(super) const PIECE_BYTES: usize = pg_sys::BLCKSZ as usize - 160;
+
+/// The payload's place behind a row's header.
+pub(super) const PAYLOAD_AT: usize = 28;
+
+/// All columns of the table; none is NULL, so that the header has no bitmap.
+const COLUMNS: u16 = 6;
+
+/// A tuple's header, up to where the columns begin.
+const HEADER_BYTES: usize = size_of::<pg_sys::HeapTupleHeaderData>().next_multiple_of(ALIGNMENT);
+
+/// `MAXIMUM_ALIGNOF`.
+const ALIGNMENT: usize = 8;
+
+/// What a row says beside its payload.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Columns {
+    pub(super) lsn: u64,
+    pub(super) xid: u64,
+    pub(super) chunk: u32,
+    pub(super) piece: u32,
+    pub(super) expanded_len: u32,
+}
+
+#[repr(C, align(8))]
+struct Room([u8; pg_sys::BLCKSZ as usize]);
+
+thread_local! {
+    static ROOM: RefCell<Room> = const { RefCell::new(Room([0; pg_sys::BLCKSZ as usize])) };
+}
+
+/// Builds a row and hands it to `insert`. The payload has at most [`PIECE_BYTES`].
+pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_sys::HeapTuple)) {
+    ROOM.with_borrow_mut(|Room(room)| {
+        let (header, rest) = room.split_at_mut(HEADER_BYTES);
+        let header = header.as_mut_ptr().cast::<pg_sys::HeapTupleHeaderData>();
+        // SAFETY: the room is aligned for the header and has all of it. What is not set here heap_insert sets.
+        unsafe {
+            (*header).t_infomask2 = COLUMNS;
+            (*header).t_infomask = pg_sys::HEAP_HASVARWIDTH as u16;
+            (*header).t_hoff = HEADER_BYTES as u8;
+        }
+        let Columns { lsn, xid, chunk, piece, expanded_len } = columns;
+        rest[..8].copy_from_slice(&lsn.to_le_bytes());
+        rest[8..16].copy_from_slice(&xid.to_le_bytes());
+        rest[16..20].copy_from_slice(&chunk.to_le_bytes());
+        rest[20..24].copy_from_slice(&piece.to_le_bytes());
+        rest[24..PAYLOAD_AT].copy_from_slice(&expanded_len.to_le_bytes());
+        // A varlena with a header of four bytes.
+        let content = PAYLOAD_AT + pg_sys::VARHDRSZ;
+        let varlena = (pg_sys::VARHDRSZ + payload.len()) as u32;
+        rest[PAYLOAD_AT..content].copy_from_slice(&(varlena << 2).to_le_bytes());
+        rest[content..content + payload.len()].copy_from_slice(payload);
+        let mut tuple = pg_sys::HeapTupleData {
+            t_len: (HEADER_BYTES + content + payload.len()) as u32,
+            t_data: header,
+            ..pg_sys::HeapTupleData::default()
+        };
+        insert(&raw mut tuple);
+    });
+}
