@@ -13,7 +13,7 @@ use crate::{cpu, wide};
 const SYSTEMS: [System; 3] = [System::Bare, System::Outbox, System::Duplex];
 
 pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
-    let lab = server().await?;
+    let lab = server("512MB").await?;
     let session = lab.node(0).connect().await?;
     session.exec(&wide::create("source")).await?;
     session.exec(&wide::fill("source", 1, scale.bulk_rows)).await?;

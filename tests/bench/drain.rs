@@ -15,7 +15,7 @@ use crate::scale::Scale;
 use crate::wide;
 
 pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
-    let lab = server().await?;
+    let lab = server("512MB").await?;
     let node = lab.node(0);
     node.exec(&wide::create("wide")).await?;
     node.exec("select duplex.enable('wide')").await?;

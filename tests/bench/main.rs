@@ -11,6 +11,7 @@
 //! | `wide`, `outbox` | the tables |
 //! | `cpu` | processor time of processes |
 //! | `scale` | how much of everything |
+//! | `turns` | pgbench that takes turns with others of its kind |
 //! | `report`, `plot`, `docs` | what comes out |
 
 mod apply;
@@ -30,6 +31,7 @@ mod plot;
 mod records;
 mod report;
 mod scale;
+mod turns;
 mod wide;
 
 use std::path::PathBuf;

@@ -7,11 +7,10 @@ use std::time::Duration;
 pub(crate) struct Scale {
     /// How often systems take turns; medians are reported.
     pub(crate) rounds: usize,
-    /// How long each turn of pgbench is: short, and there are many, since a disk is not the same from one moment to the
-    /// next.
-    pub(crate) pgbench: Duration,
-    /// Turns of pgbench.
-    pub(crate) pgbench_rounds: usize,
+    /// How long each turn of pgbench is.
+    pub(crate) pgbench_turn: Duration,
+    /// Turns of each pgbench; before, it runs as long as they take together.
+    pub(crate) pgbench_rounds: u32,
     /// pgbench's own scale.
     pub(crate) pgbench_scale: u32,
     /// Transactions in each turn of measuring a backend's processor time.
@@ -37,8 +36,8 @@ impl Scale {
     pub(crate) fn full() -> Self {
         Self {
             rounds: 3,
-            pgbench: Duration::from_secs(3),
-            pgbench_rounds: 15,
+            pgbench_turn: Duration::from_millis(200),
+            pgbench_rounds: 120,
             pgbench_scale: 10,
             cpu_transactions: 4_000,
             cpu_rounds: 9,
@@ -55,8 +54,8 @@ impl Scale {
     pub(crate) fn quick() -> Self {
         Self {
             rounds: 1,
-            pgbench: Duration::from_secs(2),
-            pgbench_rounds: 1,
+            pgbench_turn: Duration::from_millis(200),
+            pgbench_rounds: 5,
             pgbench_scale: 1,
             cpu_transactions: 2_000,
             cpu_rounds: 9,
