@@ -76,9 +76,12 @@ pub(super) struct Table {
     stale: Cell<bool>,
 }
 
+/// Tables that are found without a search.
+const PLACES: usize = 16;
+
 thread_local! {
-    /// The one asked for last: a statement mostly writes to one table.
-    static LATEST: RefCell<Option<Rc<Table>>> = const { RefCell::new(None) };
+    /// Those asked for last, each in the one place that its oid says: a transaction mostly writes to few tables.
+    static LATEST: RefCell<[Option<Rc<Table>>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
     static TABLES: RefCell<HashMap<u32, Rc<Table>>> = RefCell::default();
     /// A notice that came while the cache was borrowed: everything is stale.
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
@@ -136,12 +139,14 @@ pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     let (oid, is_current) = (relation.rd_id.to_u32(), !ALL_STALE.get());
     let fits = |table: &Rc<Table>| table.oid == oid && !table.stale.get() && table.attributes == attributes;
     if is_current {
-        if let Some(table) = LATEST.with_borrow(|latest| latest.as_ref().filter(|table| fits(table)).cloned()) {
+        let place = oid as usize % PLACES;
+        if let Some(table) = LATEST.with_borrow(|latest| latest[place].as_ref().filter(|table| fits(table)).cloned()) {
             return Ok(table);
         }
         let known = TABLES.with_borrow(|tables| tables.get(&oid).cloned());
         if let Some(table) = known.filter(fits) {
-            LATEST.set(Some(Rc::clone(&table)));
+            let replaced = LATEST.with_borrow_mut(|latest| latest[place].replace(Rc::clone(&table)));
+            drop(replaced);
             return Ok(table);
         }
     }
@@ -152,7 +157,7 @@ pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
 fn rebuild(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     if ALL_STALE.take() {
         TABLES.with_borrow_mut(HashMap::clear);
-        LATEST.set(None);
+        drop(LATEST.replace([const { None }; PLACES]));
     }
     let table = Rc::new(Table::load(relation)?);
     // What is replaced, or stale and so of no use, may go; whoever is using it holds it.
