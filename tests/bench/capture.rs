@@ -29,13 +29,18 @@ struct Variant {
 }
 
 impl Variant {
-    /// Takes out what was captured, as a relay does, so that the files and the memory used next were used before.
-    async fn empty(&self) -> Result<()> {
+    /// Takes out what was captured, as a relay does, so that the files and the memory used next were used before; and vacuums
+    /// tables of which all rows change, as pgbench does with its own, so that all start with as many dead ones.
+    async fn tidy(&self) -> Result<()> {
         match self.system {
-            System::Duplex => self.session.exec("truncate duplex.queue_0, duplex.queue_1, duplex.queue_2").await,
-            System::Outbox => self.session.exec("truncate outbox").await,
-            _ => Ok(()),
+            System::Duplex => self.session.exec("truncate duplex.queue_0, duplex.queue_1, duplex.queue_2").await?,
+            System::Outbox => self.session.exec("truncate outbox").await?,
+            _ => {}
         }
+        for table in ["wide", "pgbench_branches", "pgbench_tellers"] {
+            self.session.exec(&format!("vacuum analyze {table}")).await?;
+        }
+        Ok(())
     }
 }
 
@@ -153,11 +158,7 @@ async fn throughput(
     let first_time: Vec<&str> = arguments.iter().copied().chain(["-T", &all_turns]).collect();
     for variant in variants {
         pgbench(cluster, &variant.database, &first_time).await?;
-        variant.empty().await?;
-        // As pgbench does it by itself with the last two, so that all start with tables of one size.
-        for table in ["wide", "pgbench_branches", "pgbench_tellers"] {
-            variant.session.exec(&format!("vacuum analyze {table}")).await?;
-        }
+        variant.tidy().await?;
     }
     variants[0].session.exec("checkpoint").await?;
     let mut running = Vec::new();
@@ -187,6 +188,9 @@ async fn throughput(
 }
 
 async fn processor_time(variants: &[Variant], workload: Workload, scale: &Scale, report: &mut Report) -> Result<()> {
+    for variant in variants {
+        variant.tidy().await?;
+    }
     let mut costs = vec![Vec::new(); variants.len()];
     // One turn to warm up.
     for round in 0..=scale.cpu_rounds {
