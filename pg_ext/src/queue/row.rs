@@ -42,14 +42,7 @@ thread_local! {
 /// Builds a row and hands it to `insert`. The payload has at most [`PIECE_BYTES`].
 pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_sys::HeapTuple)) {
     ROOM.with_borrow_mut(|Room(room)| {
-        let (header, rest) = room.split_at_mut(HEADER_BYTES);
-        let header = header.as_mut_ptr().cast::<pg_sys::HeapTupleHeaderData>();
-        // SAFETY: the room is aligned for the header and has all of it. What is not set here heap_insert sets.
-        unsafe {
-            (*header).t_infomask2 = COLUMNS;
-            (*header).t_infomask = pg_sys::HEAP_HASVARWIDTH as u16;
-            (*header).t_hoff = HEADER_BYTES as u8;
-        }
+        let rest = &mut room[HEADER_BYTES..];
         let Columns { lsn, xid, chunk, piece, expanded_len } = columns;
         rest[..8].copy_from_slice(&lsn.to_le_bytes());
         rest[8..16].copy_from_slice(&xid.to_le_bytes());
@@ -61,6 +54,13 @@ pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_
         let varlena = (pg_sys::VARHDRSZ + payload.len()) as u32;
         rest[PAYLOAD_AT..content].copy_from_slice(&(varlena << 2).to_le_bytes());
         rest[content..content + payload.len()].copy_from_slice(payload);
+        let header = room.as_mut_ptr().cast::<pg_sys::HeapTupleHeaderData>();
+        // SAFETY: the room is aligned for the header and has all of it. What is not set here heap_insert sets.
+        unsafe {
+            (*header).t_infomask2 = COLUMNS;
+            (*header).t_infomask = pg_sys::HEAP_HASVARWIDTH as u16;
+            (*header).t_hoff = HEADER_BYTES as u8;
+        }
         let mut tuple = pg_sys::HeapTupleData {
             t_len: (HEADER_BYTES + content + payload.len()) as u32,
             t_data: header,

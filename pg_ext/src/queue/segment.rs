@@ -17,6 +17,8 @@ use crate::errors::Result;
 /// has to forget stays as full as it is.
 const FRONTIER_STEP: u32 = 8;
 const FRONTIER_STEP_A_WRITER: u32 = 8;
+/// So many looks at a table that does not grow, and there are few writers by now, however many there were.
+const QUIET_LOOKS: u32 = 100;
 
 /// What was found on a page by the last look.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,8 @@ pub(crate) struct Segment {
     barrier: Option<Barrier>,
     /// How many were writing when the frontier was moved last.
     writers: u32,
+    /// Looks since the table has grown.
+    quiet_looks: u32,
 }
 
 impl Segment {
@@ -69,6 +73,7 @@ impl Segment {
         if file != self.file || blocks < self.blocks {
             *self = Self { file, ..Self::default() };
         }
+        self.quiet_looks = if blocks == self.blocks { self.quiet_looks.saturating_add(1) } else { 0 };
         self.blocks = blocks;
         // Before the pages are read: a row below what is closed now is there to be found.
         self.watch_writers(relation, blocks);
@@ -129,8 +134,8 @@ impl Segment {
                 }
             }
             None => {
-                let step = FRONTIER_STEP + FRONTIER_STEP_A_WRITER * self.writers;
-                if blocks > self.closed.max(self.frontier) + step {
+                let open = blocks.saturating_sub(self.closed.max(self.frontier));
+                if is_worth_moving(open, self.writers, self.quiet_looks) {
                     // Before it is seen who is writing: whoever is not seen takes the lock later, and forgets.
                     forget_pages(relation);
                     let writers = writers(relation);
@@ -140,6 +145,12 @@ impl Segment {
             }
         }
     }
+}
+
+/// Whether the frontier is to move, where so many pages are looked at each time.
+fn is_worth_moving(open: u32, writers: u32, quiet_looks: u32) -> bool {
+    let writers = if quiet_looks < QUIET_LOOKS { writers } else { 0 };
+    open > FRONTIER_STEP + FRONTIER_STEP_A_WRITER * writers
 }
 
 /// Number of pages in the table.
@@ -218,4 +229,23 @@ fn backend(vxid: &pg_sys::VirtualTransactionId) -> i32 {
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     let backend = vxid.procNumber;
     backend
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_writers_keep_their_pages_for_longer() {
+        assert!(!is_worth_moving(8, 0, 0));
+        assert!(is_worth_moving(9, 0, 0));
+        assert!(!is_worth_moving(800, 100, 0));
+        assert!(is_worth_moving(809, 100, 0));
+    }
+
+    #[test]
+    fn after_a_rush_few_pages_are_looked_at_again_and_again() {
+        assert!(is_worth_moving(800, 100, QUIET_LOOKS));
+        assert!(!is_worth_moving(8, 100, QUIET_LOOKS));
+    }
 }
