@@ -30,6 +30,7 @@ install: deps ## Build the extension and install it: make install PG_CONFIG=/pat
 
 test: install kafka failpoints ## Run all tests: install what they need, then unit tests and the suite on real servers
 	$(CARGO_BUILD) --bins --tests
+	@scripts/extension.sh test
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests
 
 converge-model: ## Check the conflict rules on their model: make converge-model ROUNDS=1000000 SEED=7

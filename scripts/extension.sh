@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the extension for one PostgreSQL, and with the argument "install" puts it there.
+# Builds the extension for one PostgreSQL, and with the argument "install" puts it there. With "test" it only runs the unit
+# tests of what in it needs no server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -9,6 +10,12 @@ major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
 target=${CARGO_TARGET_DIR:-$HOME/.cache/pg_duplex/target}
 control=pg_ext/pg_duplex.control
 version=$(sed -nE "s/^default_version *= *'([^']+)'.*/\1/p" $control)
+
+if [ "${1:-}" = test ]; then
+  PGRX_PG_CONFIG_PATH=$PG_CONFIG CARGO_TARGET_DIR=$target \
+    cargo test --locked --release -p pg_duplex --lib --no-default-features --features "pg$major"
+  exit
+fi
 
 say "building the extension for PostgreSQL $major"
 PGRX_PG_CONFIG_PATH=$PG_CONFIG CARGO_TARGET_DIR=$target \
