@@ -106,6 +106,12 @@ async fn relays(lab: &Lab, node: &Node, standby: &Relay, role: Role, how: How) -
             relay.resume()?;
         }
         How::Stop => {
+            // The strike before may have started it a moment ago.
+            let process = relay.process()?;
+            until("a relay to heed SIGTERM", PATIENCE, async || {
+                Ok(when(process.heeds(Signal::SIGTERM)?, "it has only just started"))
+            })
+            .await?;
             let status = relay.stop()?;
             ensure!(status.success(), "a relay ended with {status} after SIGTERM:\n{}", relay.log_tail(20));
             relay.start()?;

@@ -125,6 +125,17 @@ impl Process {
         kill(self.pid, signal).with_context(|| format!("signalling {}", self.recipe.name))
     }
 
+    /// Whether it has said what is to happen on a signal. One that has only just started has not, and ends of it.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn heeds(&self, signal: Signal) -> Result<bool> {
+        let status = self.status()?;
+        let caught = field(&status, "SigCgt:").context("a process without signals")?;
+        let mask = u64::from_str_radix(caught, 16)?;
+        Ok(mask & (1 << (signal as u32 - 1)) != 0)
+    }
+
     /// SIGSTOP: it is there, and does nothing.
     ///
     /// # Errors
@@ -176,12 +187,18 @@ impl Process {
     /// # Errors
     /// If it has ended.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-            line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{name} of {}", self.recipe.name))
+        let status = self.status()?;
+        let kib = |name: &str| {
+            let value = field(&status, name).unwrap_or_default();
+            value.trim_end_matches(" kB").parse().with_context(|| format!("{name} of {}", self.recipe.name))
         };
-        Ok((field("VmRSS:")?, field("VmHWM:")?))
+        Ok((kib("VmRSS:")?, kib("VmHWM:")?))
+    }
+
+    /// What the kernel says of it.
+    fn status(&self) -> Result<String> {
+        self.check()?;
+        std::fs::read_to_string(format!("/proc/{}/status", self.pid)).with_context(|| self.recipe.name.clone())
     }
 }
 
@@ -192,6 +209,11 @@ impl Drop for Process {
             let _ = self.child.lock().map(|mut child| child.wait());
         }
     }
+}
+
+/// A field of what the kernel says of a process.
+fn field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 /// Whether a process ended by this signal.
