@@ -47,7 +47,7 @@ pub const FRAME_BYTES: usize = 64;
 /// The most that a value takes beside its bytes: whether it is there, and its length.
 pub const VALUE_BYTES: usize = 10;
 
-/// The longest value whose length is one byte.
+/// The longest value whose length is one byte, and the largest number that is one.
 const SHORT: usize = 250;
 
 /// The most that a [`Contribution`] takes beside its text.
@@ -67,8 +67,8 @@ pub struct RowWriter<'b> {
 }
 
 // The variant numbers that the derived encoding of `Entry` gives.
-const PUT: u32 = 2;
-const DELETE: u32 = 3;
+const PUT: u64 = 2;
+const DELETE: u64 = 3;
 
 impl<'b> RowWriter<'b> {
     fn open(room: &'b mut [u8]) -> Self {
@@ -78,6 +78,27 @@ impl<'b> RowWriter<'b> {
     fn field<T: Encode>(&mut self, value: &T) {
         let encoded = bincode::encode_into_slice(value, &mut self.room[self.at..], ENCODE);
         self.at += encoded.expect("there is room enough");
+    }
+
+    /// A number: a length, a count, or that of a variant.
+    #[inline]
+    fn number(&mut self, number: u64) {
+        // What bincode makes of one up to 250, of any width, is that one byte.
+        if number <= SHORT as u64 {
+            self.room[self.at] = number as u8;
+            self.at += 1;
+        } else {
+            self.field(&number);
+        }
+    }
+
+    fn raw(&mut self, bytes: &[u8]) {
+        self.room[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    fn contributions(&mut self, contributions: &[Contribution<'_>]) {
+        if contributions.is_empty() { self.number(0) } else { self.field(&contributions) }
     }
 
     /// Begins a `Put` of `columns` values.
@@ -91,13 +112,14 @@ impl<'b> RowWriter<'b> {
         columns: usize,
     ) -> Self {
         let mut writer = Self::open(room);
-        writer.field(&PUT);
+        writer.number(PUT);
         writer.field(&relation);
-        writer.field(&kind);
+        writer.number(kind as u64);
         writer.field(&replaced);
-        writer.field(&changed);
-        writer.field(&contributions);
-        writer.field(&(columns as u64));
+        writer.number(changed.len() as u64);
+        writer.raw(changed);
+        writer.contributions(contributions);
+        writer.number(columns as u64);
         writer
     }
 
@@ -124,11 +146,11 @@ impl<'b> RowWriter<'b> {
         columns: usize,
     ) -> Self {
         let mut writer = Self::open(room);
-        writer.field(&DELETE);
+        writer.number(DELETE);
         writer.field(&relation);
         writer.field(&replaced);
-        writer.field(&contributions);
-        writer.field(&(columns as u64));
+        writer.contributions(contributions);
+        writer.number(columns as u64);
         writer
     }
 
@@ -156,11 +178,9 @@ impl<'b> RowWriter<'b> {
 
     #[cold]
     fn long(&mut self, bytes: &[u8]) {
-        self.room[self.at] = 1;
-        self.at += 1;
-        self.field(&(bytes.len() as u64));
-        self.room[self.at..self.at + bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
+        self.number(1);
+        self.number(bytes.len() as u64);
+        self.raw(bytes);
     }
 
     /// The same where the length is known when this is compiled: it is copied without a call.

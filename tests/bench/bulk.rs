@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::capture::{capture, server};
+use crate::capture::{EMPTY_QUEUE, capture, server};
 use crate::path::System;
 use crate::report::{Bound, Report, median};
 use crate::scale::Scale;
@@ -21,7 +21,8 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     let pid = i32::try_from(session.number("select pg_backend_pid()").await?)?;
     let mut times = vec![Vec::new(); SYSTEMS.len()];
     let mut processor = vec![Vec::new(); SYSTEMS.len()];
-    for _ in 0..scale.rounds {
+    // One round to warm up: what comes first goes into memory that the machine never used.
+    for round in 0..=scale.rounds {
         for (index, system) in SYSTEMS.into_iter().enumerate() {
             // A new table each time: a file that is there already would be faster.
             session.exec(&wide::create("wide")).await?;
@@ -29,10 +30,14 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
             session.exec("checkpoint").await?;
             let (started, before) = (Instant::now(), cpu::of_backend(pid)?);
             session.exec("insert into wide select * from source").await?;
-            times[index].push(started.elapsed().as_secs_f64());
-            processor[index].push((cpu::of_backend(pid)? - before).as_secs_f64());
+            let (time, processor_time) = (started.elapsed(), cpu::of_backend(pid)? - before);
+            if round > 0 {
+                times[index].push(time.as_secs_f64());
+                processor[index].push(processor_time.as_secs_f64());
+            }
             if system == System::Duplex {
                 session.exec("select duplex.disable('wide')").await?;
+                session.exec(EMPTY_QUEUE).await?;
             }
             session
                 .exec("drop table wide; drop table if exists outbox cascade; drop function if exists outbox_row")

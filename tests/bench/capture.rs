@@ -21,6 +21,9 @@ const ROWS: u32 = 10_000;
 const CLIENTS: &str = "4";
 const TPCB_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 
+/// Takes out what was captured, as a relay does.
+pub(crate) const EMPTY_QUEUE: &str = "truncate duplex.queue_0, duplex.queue_1, duplex.queue_2";
+
 /// Where transactions are captured by one system, or by none.
 struct Variant {
     system: System,
@@ -33,7 +36,7 @@ impl Variant {
     /// tables of which all rows change, as pgbench does with its own, so that all start with as many dead ones.
     async fn tidy(&self) -> Result<()> {
         match self.system {
-            System::Duplex => self.session.exec("truncate duplex.queue_0, duplex.queue_1, duplex.queue_2").await?,
+            System::Duplex => self.session.exec(EMPTY_QUEUE).await?,
             System::Outbox => self.session.exec("truncate outbox").await?,
             _ => {}
         }

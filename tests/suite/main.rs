@@ -62,5 +62,6 @@ mod tombstones;
 mod triggers;
 mod two_phase;
 mod types;
+mod updates;
 mod watermarks;
 mod whole;

@@ -16,6 +16,16 @@ use super::types::{Encoder, database_is_utf8};
 use crate::conflict::local::Row;
 use crate::errors::{Failure, Result};
 
+unsafe extern "C-unwind" {
+    // Raises no ERROR; the binding's guard would cost each row more than it does.
+    fn heap_deform_tuple(
+        tuple: pg_sys::HeapTuple,
+        descriptor: pg_sys::TupleDesc,
+        values: *mut pg_sys::Datum,
+        nulls: *mut bool,
+    );
+}
+
 /// A tuple's values, one for each attribute.
 #[derive(Debug, Default)]
 pub(super) struct Values {
@@ -44,7 +54,7 @@ impl Values {
         self.nulls.resize(attributes, true);
         // SAFETY: both arrays have room for all attributes.
         unsafe {
-            pg_sys::heap_deform_tuple(tuple, descriptor, self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
+            heap_deform_tuple(tuple, descriptor, self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
     }
 }
@@ -120,7 +130,7 @@ pub(super) unsafe fn write(pieces: &[Piece], mut writer: RowWriter<'_>) -> usize
     writer.finish()
 }
 
-/// The most that a tuple's row takes in the buffer if [`copy_inserted`] writes it.
+/// The most that a tuple's row takes in the buffer if [`copy`] writes it, beside the bitmap of what changed.
 ///
 /// # Safety
 /// `tuple` is valid.
@@ -130,14 +140,13 @@ pub(super) unsafe fn copied_size(table: &Table, tuple: pg_sys::HeapTuple) -> usi
     unsafe { (*tuple).t_len as usize + table.columns.len() * VALUE_BYTES + FRAME_BYTES }
 }
 
-/// Writes the frame of a row that was inserted straight from its tuple, and returns its length: in one go, without calling
+/// Writes the values into a row's frame straight from their tuple, and returns its length: in one go, without calling
 /// PostgreSQL. Returns 0 if that cannot be done, because a value is not stored as it travels.
 ///
 /// # Safety
 /// `tuple` is a tuple of `table`, all of whose columns are copied.
 #[inline]
-pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room: &mut [u8]) -> usize {
-    let mut writer = RowWriter::begun(room, &table.insert_beginning);
+pub(super) unsafe fn copy(table: &Table, tuple: pg_sys::HeapTuple, mut writer: RowWriter<'_>) -> usize {
     // SAFETY: as the caller promises: the slots are those of the tuple's attributes, in their order, and a value of a fixed
     // length has as many bytes. Bytes have no alignment.
     unsafe {
@@ -159,7 +168,7 @@ pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room
                     Stored::Plain(value) => writer.bytes(std::slice::from_raw_parts(value.start, value.len)),
                     Stored::Compressed(_) | Stored::Elsewhere(_) => return 0,
                 },
-                -2 => walk.pass_string(slot),
+                -2 => _ = walk.string(slot),
                 length => {
                     let value = walk.fixed(slot, length as usize);
                     if slot.travels {
@@ -170,6 +179,47 @@ pub(super) unsafe fn copy_inserted(table: &Table, tuple: pg_sys::HeapTuple, room
         }
     }
     writer.finish()
+}
+
+/// Which columns of an UPDATE differ, as [`compare`] finds it, from the tuples themselves. False if they do not tell: a value
+/// is compressed or elsewhere, or the table had fewer columns when the row was written; and if the key differs, since that is
+/// more than an UPDATE of one row. `changed` is all zero and has a bit for each column.
+///
+/// # Safety
+/// Both are tuples of `table`, all of whose columns are copied.
+#[inline]
+pub(super) unsafe fn compare_stored(
+    table: &Table,
+    old: pg_sys::HeapTuple,
+    new: pg_sys::HeapTuple,
+    changed: &mut [u8],
+) -> bool {
+    // SAFETY: as the caller promises: the slots are those of the tuples' attributes, in their order.
+    unsafe {
+        let attributes = table.slots.len();
+        let Some((mut old, mut new)) = Walk::begin(old, attributes).zip(Walk::begin(new, attributes)) else {
+            return false;
+        };
+        let mut columns = table.columns.iter().enumerate();
+        for (number, &slot) in table.slots.iter().enumerate() {
+            let Some((old, new)) = old.next(slot, number).zip(new.next(slot, number)) else { return false };
+            if !slot.travels {
+                continue;
+            }
+            let Some((place, column)) = columns.next() else { return false };
+            let is_same = match (old.start.is_null(), new.start.is_null()) {
+                (false, false) => equal(old, new),
+                (old_null, new_null) => old_null == new_null,
+            };
+            if !is_same {
+                if column.is_key {
+                    return false;
+                }
+                changed[place / 8] |= 1 << (place % 8);
+            }
+        }
+    }
+    true
 }
 
 #[inline]

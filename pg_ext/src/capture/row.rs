@@ -41,9 +41,14 @@ pub(super) unsafe fn capture(table: &Rc<Table>, relation: &pg_sys::RelationData,
     }
     // SAFETY: as the caller promises.
     unsafe {
-        if let RowEvent::Insert { new } = event
-            && (is_superseded(new) || (table.is_copied && copy(table, new)?))
-        {
+        let is_done = match event {
+            RowEvent::Insert { new } => is_superseded(new) || (table.is_copied && copy_inserted(table, new)?),
+            RowEvent::Update { old, new } => {
+                table.is_copied && !has_uniques(table) && !is_superseded(new) && copy_updated(table, old, new)?
+            }
+            RowEvent::Delete { .. } => false,
+        };
+        if is_done {
             return Ok(());
         }
         let mut scratch = SCRATCH.take();
@@ -77,16 +82,47 @@ unsafe fn insert(
 
 /// Captures a row that was inserted by copying it from its tuple; false if that cannot be done.
 #[inline]
-unsafe fn copy(table: &Rc<Table>, tuple: pg_sys::HeapTuple) -> Result<bool> {
+unsafe fn copy_inserted(table: &Rc<Table>, tuple: pg_sys::HeapTuple) -> Result<bool> {
     let mut written = 0;
     // SAFETY: as the caller promises.
     unsafe {
         transaction::add(table, Replaced::Nothing, encode::copied_size(table, tuple), |out| {
-            written = encode::copy_inserted(table, tuple, out);
+            written = encode::copy(table, tuple, RowWriter::begun(out, &table.insert_beginning));
             written
         })?;
     }
     Ok(written > 0)
+}
+
+/// Captures a row that was updated by copying it from its tuple; false if that cannot be done, or if its key has changed. What
+/// registers remember of unique values is left to others.
+#[inline]
+unsafe fn copy_updated(table: &Rc<Table>, old: pg_sys::HeapTuple, new: pg_sys::HeapTuple) -> Result<bool> {
+    /// What wider tables' bitmaps need is not worth a place here.
+    const MOST: usize = 32;
+    let mut room = [0; MOST];
+    let columns = table.columns.len();
+    let Some(changed) = room.get_mut(..columns.div_ceil(8)) else { return Ok(false) };
+    let mut written = 0;
+    // SAFETY: as the caller promises.
+    unsafe {
+        if !encode::compare_stored(table, old, new, changed) {
+            return Ok(false);
+        }
+        let replaced = replaced::version(old);
+        transaction::add(table, replaced, encode::copied_size(table, new) + changed.len(), |out| {
+            let writer = RowWriter::put(out, table.oid, PutKind::Update, replaced, changed, &[], columns);
+            written = encode::copy(table, new, writer);
+            written
+        })?;
+    }
+    Ok(written > 0)
+}
+
+/// Whether what an UPDATE leaves of unique values has to be remembered.
+#[inline]
+fn has_uniques(table: &Table) -> bool {
+    table.registers.as_ref().is_some_and(|registers| registers.has_uniques())
 }
 
 unsafe fn delete(

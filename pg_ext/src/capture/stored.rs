@@ -1,7 +1,7 @@
 //! Finding a tuple's values where they lie, for a row that is only to be copied.
 //!
-//! `heap_deform_tuple` makes a datum of each value, and the datum has to be taken apart again. Capturing an INSERT of
-//! values that travel as they are stored needs neither, and what it costs counts a million times in a bulk load. The
+//! `heap_deform_tuple` makes a datum of each value, and the datum has to be taken apart again. Capturing an INSERT or an
+//! UPDATE of values that travel as they are stored needs neither, and what it costs counts a million times in a bulk load. The
 //! layout of a tuple is the server's file format: a header, a bitmap where there are NULLs, then each value, aligned as
 //! its type says; a varlena with a header of one byte is not aligned (`att_align_pointer` in `access/tupmacs.h`).
 
@@ -118,6 +118,28 @@ impl Walk {
         !self.present.is_null() && unsafe { *self.present.add(number / 8) >> (number % 8) & 1 == 0 }
     }
 
+    /// The bytes of the value of this number, which is the next one; `None` if it is stored compressed or elsewhere.
+    ///
+    /// # Safety
+    /// The slot is the next one, and the tuple has as many attributes.
+    #[inline]
+    pub(super) unsafe fn next(&mut self, slot: Slot, number: usize) -> Option<Piece> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if self.is_null(number) {
+                return Some(Piece::NULL);
+            }
+            Some(match slot.length {
+                -1 => match self.varlena(slot) {
+                    Stored::Plain(value) => value,
+                    Stored::Compressed(_) | Stored::Elsewhere(_) => return None,
+                },
+                -2 => self.string(slot),
+                length => Piece { start: self.fixed(slot, length as usize), len: length as usize },
+            })
+        }
+    }
+
     /// The next value, if it has a fixed length.
     ///
     /// # Safety
@@ -149,14 +171,18 @@ impl Walk {
         }
     }
 
-    /// Passes the next value over, if it is a string.
+    /// The next value, if it is a string.
     ///
     /// # Safety
     /// The slot is the next one and says so; its value is not NULL.
-    pub(super) unsafe fn pass_string(&mut self, slot: Slot) {
+    pub(super) unsafe fn string(&mut self, slot: Slot) -> Piece {
         self.align(slot);
-        // SAFETY: as the caller promises.
-        self.at = unsafe { self.at.add(CStr::from_ptr(self.at.cast()).count_bytes() + 1) };
+        // SAFETY: as the caller promises: it ends in NUL.
+        unsafe {
+            let value = Piece { start: self.at, len: CStr::from_ptr(self.at.cast()).count_bytes() };
+            self.at = self.at.add(value.len + 1);
+            value
+        }
     }
 
     /// A tuple's values begin where any alignment may begin, on a page as in memory, so an address tells as well as a place

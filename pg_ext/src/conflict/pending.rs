@@ -67,9 +67,9 @@ pub(crate) unsafe fn bury(register: pg_sys::Oid, key: &[pg_sys::Datum]) {
 /// # Safety
 /// Inside a transaction.
 pub(crate) unsafe fn settle() {
-    // SAFETY: as the caller promises.
-    let subtransaction = unsafe { pg_sys::GetCurrentSubTransactionId() };
-    let level = LEVELS.with_borrow_mut(|levels| levels.pop_if(|level| level.subtransaction == subtransaction));
+    // SAFETY: a plain read of the backend's state, which is asked for only where there may be something to write.
+    let is_current = |level: &mut Level| level.subtransaction == unsafe { pg_sys::GetCurrentSubTransactionId() };
+    let level = LEVELS.with_borrow_mut(|levels| levels.pop_if(is_current));
     let Some(level) = level else { return };
     // SAFETY: as above; an ERROR leaves the snapshot for the abort to pop.
     unsafe {

@@ -28,6 +28,8 @@ unsafe extern "C-unwind" {
         options: i32,
         bulk: pg_sys::BulkInsertState,
     );
+    // Raises no ERROR for a table that is open, and so needs no guard.
+    fn table_close(relation: pg_sys::Relation, lock: pg_sys::LOCKMODE);
 }
 
 /// `HEAP_INSERT_SKIP_FSM`: take the page used last, the last page or a new one, never an older page with room.
@@ -110,7 +112,7 @@ impl QueueWriter {
     pub(crate) fn close(self) -> FlushPoint {
         if !self.relation.is_null() {
             // SAFETY: opened in `open`, closed once, since this consumes the writer.
-            unsafe { pg_sys::table_close(self.relation, pg_sys::NoLock as _) };
+            unsafe { table_close(self.relation, pg_sys::NoLock.cast_signed()) };
         }
         self.point
     }
