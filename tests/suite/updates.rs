@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 /// such a constraint, over a column that is never set.
 const TABLES: [&str; 2] = ["stored", "apart"];
 
-/// Values of all lengths and alignments, all of types that travel as they are stored, with columns between them that do not travel, and one that older rows lack.
+/// Values of all lengths and alignments, all of types that travel as they are stored; between them columns that do not travel,
+/// and one that older rows lack.
 const SCHEMA: &str = "
     create table stored (
         gone text, flag boolean, id int primary key, small smallint, note text, big bigint, tag \"char\", gone_too int,
@@ -25,7 +26,7 @@ const SCHEMA: &str = "
 ";
 
 /// Columns, and expressions for their new values.
-const VALUES: [(&str, &[&str]); 17] = [
+const VALUES: [(&str, &[&str]); 16] = [
     ("flag", &["true", "false", "not flag", "null"]),
     ("small", &["1", "-300", "null"]),
     ("note", &["''", "'n'", "note || '+'", "repeat('한', 50)", "repeat('x', 200)", "null"]),
@@ -42,7 +43,6 @@ const VALUES: [(&str, &[&str]); 17] = [
     ("long", &["repeat('long', 900)", "'short'", "long || ''", "null"]),
     ("far", &["repeat('far', 900)", "'near'", "far || ''", "null"]),
     ("late", &["7", "late + 1"]),
-    ("id", &["id"]),
 ];
 
 /// Runs the same statement on both tables; returns what was captured of each.
@@ -91,16 +91,14 @@ async fn what_an_update_changed_is_the_same_from_tuples_and_from_values() -> Res
     }
     let mut dice = Dice::new(20_261_129);
     for round in 0..300 {
-        let mut sets = Vec::new();
+        // One column at least, which is no change.
+        let mut sets = vec!["id = id".to_owned()];
         for (column, values) in VALUES {
             if dice.percent(17) {
                 sets.push(format!("{column} = {}", dice.pick(values)));
             }
         }
         let from = dice.below(16);
-        if sets.is_empty() {
-            continue;
-        }
         let sql = format!("update TABLE set {} where id between {from} and {}", sets.join(", "), from + dice.below(3));
         let [stored, apart] = run(&session, &mut drain, &sql).await?;
         assert_eq!(stored, apart, "round {round}: {sql}");
