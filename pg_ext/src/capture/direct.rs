@@ -10,40 +10,42 @@
 //! statement starts (COPY, partitions that rows are routed to) and what needs the statement's end
 //! (`Table::is_captured_directly`) is captured by the trigger's function as ever.
 
-use std::cell::Cell;
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgrx::{pg_guard, pg_sys};
 
 use super::relation;
 use super::row::{self, RowEvent};
-use crate::apply::table::{list_cells, node};
+use crate::apply::table::list_cells;
 use crate::errors::{OrRaise as _, Result};
 use crate::gucs;
 
 /// What [`duplex.enable`](../../../sql/12_enable.sql) calls the trigger.
 const NAME: &CStr = c"00_duplex_capture";
 
-thread_local! {
-    /// `duplex.capture_row()`, once it was looked up.
-    static CAPTURE_ROW: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
-    /// Who else wants to know of statements that start.
-    static NEXT: Cell<pg_sys::ExecutorStart_hook_type> = const { Cell::new(None) };
-}
+// Not thread-local: there is one thread, and finding such a variable costs a call, for each statement of the session.
+
+/// `duplex.capture_row()`, once it was looked up; no function has the oid 0.
+static CAPTURE_ROW: AtomicU32 = AtomicU32::new(0);
+/// Who else wants to know of statements that start.
+static NEXT: OnceLock<pg_sys::ExecutorStart_hook_type> = OnceLock::new();
 
 /// Registers for the start of statements; called once in a backend.
 pub(super) fn init() {
     // SAFETY: called from _PG_init; nobody else looks at the hook meanwhile.
     unsafe {
-        NEXT.set(pg_sys::ExecutorStart_hook);
-        pg_sys::ExecutorStart_hook = Some(statement_starts);
+        if NEXT.set(pg_sys::ExecutorStart_hook).is_ok() {
+            pg_sys::ExecutorStart_hook = Some(statement_starts);
+        }
     }
 }
 
 /// Whether this is the function of our triggers. It has another oid in a database where the extension was created anew.
 /// Whoever writes to the table needs no right on our schema, so none is asked for.
 fn is_capture_row(function: pg_sys::Oid) -> bool {
-    CAPTURE_ROW.get() == function || {
+    CAPTURE_ROW.load(Ordering::Relaxed) == function.to_u32() || {
         // SAFETY: catalog lookups inside a transaction; a name is null or a palloc'd string.
         let is_ours = unsafe {
             let name = pg_sys::get_func_name(function);
@@ -52,7 +54,7 @@ fn is_capture_row(function: pg_sys::Oid) -> bool {
                 && pg_sys::get_func_namespace(function) == pg_sys::get_namespace_oid(c"duplex".as_ptr(), true)
         };
         if is_ours {
-            CAPTURE_ROW.set(function);
+            CAPTURE_ROW.store(function.to_u32(), Ordering::Relaxed);
         }
         is_ours
     }
@@ -61,13 +63,15 @@ fn is_capture_row(function: pg_sys::Oid) -> bool {
 unsafe extern "C-unwind" {
     // The binding's guard would cost each statement of the session, also those that only read.
     fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+    // Raises no ERROR with `MCXT_ALLOC_NO_OOM`.
+    fn MemoryContextAllocExtended(context: pg_sys::MemoryContext, size: usize, flags: c_int) -> *mut c_void;
 }
 
 /// The hook. Nothing in it has a destructor: an ERROR in what it calls first passes through, as if there was no hook.
 unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: PostgreSQL passes a valid query, which has its state once it has started.
     unsafe {
-        match NEXT.get() {
+        match NEXT.get().copied().flatten() {
             Some(next) => next(query, flags),
             None => standard_ExecutorStart(query, flags),
         }
@@ -89,6 +93,9 @@ unsafe extern "C-unwind" fn attach_all(estate: *mut pg_sys::EState) {
     }
 }
 
+/// Memory that is all zero, or null.
+const ROOM: c_int = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as c_int;
+
 /// Gives our trigger on this relation, if there is one, its condition.
 unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInfo) {
     // SAFETY: the caller passes what the executor has just set up. The triggers' descriptions are the statement's own copy,
@@ -105,12 +112,13 @@ unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInf
         if !is_heap || !relation::lookup(relation).is_ok_and(|table| table.is_captured_directly()) {
             return;
         }
-        let caller = pg_sys::MemoryContextSwitchTo((*estate).es_query_cxt);
-        let condition: *mut pg_sys::ExprState = node(pg_sys::NodeTag::T_ExprState);
-        pg_sys::MemoryContextSwitchTo(caller);
-        (*condition).flags = pg_sys::EEO_FLAG_IS_QUAL as u8;
-        (*condition).evalfunc = Some(row_is_written);
-        (*condition).evalfunc_private = written.cast();
+        let condition = MemoryContextAllocExtended((*estate).es_query_cxt, size_of::<pg_sys::ExprState>(), ROOM);
+        // Without memory it is left to the trigger, or to whoever asks for some next.
+        let Some(condition) = condition.cast::<pg_sys::ExprState>().as_mut() else { return };
+        condition.type_ = pg_sys::NodeTag::T_ExprState;
+        condition.flags = pg_sys::EEO_FLAG_IS_QUAL as u8;
+        condition.evalfunc = Some(row_is_written);
+        condition.evalfunc_private = written.cast();
         *(*written).ri_TrigWhenExprs.add(number) = condition;
         // What it says is never read, since the condition is there.
         triggers[number].tgqual = c"duplex".as_ptr().cast_mut();

@@ -200,26 +200,47 @@ pub(super) unsafe fn compare_stored(
         let Some((mut old, mut new)) = Walk::begin(old, attributes).zip(Walk::begin(new, attributes)) else {
             return false;
         };
-        let mut columns = table.columns.iter().enumerate();
+        let mut place = 0;
         for (number, &slot) in table.slots.iter().enumerate() {
-            let Some((old, new)) = old.next(slot, number).zip(new.next(slot, number)) else { return false };
+            let is_same = match (old.is_null(number), new.is_null(number)) {
+                (false, false) => match slot.length {
+                    // The lengths that most values have are compared without a call.
+                    8 => same_fixed(old.fixed(slot, 8).cast::<[u8; 8]>(), new.fixed(slot, 8).cast()),
+                    4 => same_fixed(old.fixed(slot, 4).cast::<[u8; 4]>(), new.fixed(slot, 4).cast()),
+                    1 => same_fixed(old.fixed(slot, 1).cast::<[u8; 1]>(), new.fixed(slot, 1).cast()),
+                    _ => match (old.next(slot), new.next(slot)) {
+                        (Some(old), Some(new)) => equal(old, new),
+                        _ => return false,
+                    },
+                },
+                (old_null, new_null) => {
+                    let walk = if old_null { &mut new } else { &mut old };
+                    if !(old_null && new_null) && walk.next(slot).is_none() {
+                        return false;
+                    }
+                    old_null == new_null
+                }
+            };
             if !slot.travels {
                 continue;
             }
-            let Some((place, column)) = columns.next() else { return false };
-            let is_same = match (old.start.is_null(), new.start.is_null()) {
-                (false, false) => equal(old, new),
-                (old_null, new_null) => old_null == new_null,
-            };
             if !is_same {
+                let Some(column) = table.columns.get(place) else { return false };
                 if column.is_key {
                     return false;
                 }
                 changed[place / 8] |= 1 << (place % 8);
             }
+            place += 1;
         }
     }
     true
+}
+
+#[inline]
+unsafe fn same_fixed<const LEN: usize>(old: *const [u8; LEN], new: *const [u8; LEN]) -> bool {
+    // SAFETY: the caller passes where values of this length lie.
+    unsafe { *old == *new }
 }
 
 #[inline]

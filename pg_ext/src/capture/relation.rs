@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use duplex_protocol::encode::{RowWriter, append_entry};
 use duplex_protocol::entry::{Column, Entry, PutKind, Relation as Descriptor, Resolution};
@@ -83,9 +84,10 @@ thread_local! {
     /// Those asked for last, each in the one place that its oid says: a transaction mostly writes to few tables.
     static LATEST: RefCell<[Option<Rc<Table>>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
     static TABLES: RefCell<HashMap<u32, Rc<Table>>> = RefCell::default();
-    /// A notice that came while the cache was borrowed: everything is stale.
-    static ALL_STALE: Cell<bool> = const { Cell::new(false) };
 }
+
+/// A notice that came while the cache was borrowed: everything is stale.
+static ALL_STALE: AtomicBool = AtomicBool::new(false);
 
 /// Registers for notices of change; called once in a backend.
 pub(super) fn init() {
@@ -127,7 +129,7 @@ fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
         Err(_) => false,
     });
     if !matches!(marked, Ok(true)) {
-        ALL_STALE.set(true);
+        ALL_STALE.store(true, Ordering::Relaxed);
     }
 }
 
@@ -136,7 +138,7 @@ fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
 pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     // SAFETY: an open relation has a tuple descriptor.
     let attributes = unsafe { (*relation.rd_att).natts } as usize;
-    let (oid, is_current) = (relation.rd_id.to_u32(), !ALL_STALE.get());
+    let (oid, is_current) = (relation.rd_id.to_u32(), !ALL_STALE.load(Ordering::Relaxed));
     let fits = |table: &Rc<Table>| table.oid == oid && !table.stale.get() && table.attributes == attributes;
     if is_current {
         let place = oid as usize % PLACES;
@@ -155,7 +157,7 @@ pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
 
 #[cold]
 fn rebuild(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
-    if ALL_STALE.take() {
+    if ALL_STALE.swap(false, Ordering::Relaxed) {
         TABLES.with_borrow_mut(HashMap::clear);
         drop(LATEST.replace([const { None }; PLACES]));
     }

@@ -118,17 +118,14 @@ impl Walk {
         !self.present.is_null() && unsafe { *self.present.add(number / 8) >> (number % 8) & 1 == 0 }
     }
 
-    /// The bytes of the value of this number, which is the next one; `None` if it is stored compressed or elsewhere.
+    /// The bytes of the next value; `None` if it is stored compressed or elsewhere.
     ///
     /// # Safety
-    /// The slot is the next one, and the tuple has as many attributes.
+    /// The slot is the next one, and its value is not NULL.
     #[inline]
-    pub(super) unsafe fn next(&mut self, slot: Slot, number: usize) -> Option<Piece> {
+    pub(super) unsafe fn next(&mut self, slot: Slot) -> Option<Piece> {
         // SAFETY: as the caller promises.
         unsafe {
-            if self.is_null(number) {
-                return Some(Piece::NULL);
-            }
             Some(match slot.length {
                 -1 => match self.varlena(slot) {
                     Stored::Plain(value) => value,
