@@ -11,6 +11,8 @@ pub(crate) struct Scale {
     pub(crate) pgbench_turn: Duration,
     /// Turns of each pgbench; before, it runs as long as they take together.
     pub(crate) pgbench_rounds: u32,
+    /// Servers on which they take their turns, one after the other.
+    pub(crate) pgbench_starts: usize,
     /// pgbench's own scale.
     pub(crate) pgbench_scale: u32,
     /// Transactions in each turn of measuring a backend's processor time.
@@ -37,7 +39,8 @@ impl Scale {
         Self {
             rounds: 3,
             pgbench_turn: Duration::from_millis(200),
-            pgbench_rounds: 120,
+            pgbench_rounds: 20,
+            pgbench_starts: 6,
             pgbench_scale: 10,
             cpu_transactions: 4_000,
             cpu_rounds: 9,
@@ -56,6 +59,7 @@ impl Scale {
             rounds: 1,
             pgbench_turn: Duration::from_millis(200),
             pgbench_rounds: 5,
+            pgbench_starts: 1,
             pgbench_scale: 1,
             cpu_transactions: 2_000,
             cpu_rounds: 9,
