@@ -22,7 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::try_join_all;
 use tokio::task::JoinHandle;
 
@@ -132,8 +132,11 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let outcome = suffer(&lab, &standbys, plan, &pulse, &load).await;
     let time = start.elapsed();
     pulse.stop();
-    let (known, looks) = load.end().await?;
-    let tally = outcome?;
+    let (tally, (known, looks)) = match (outcome, load.end().await) {
+        // Who was cut off by what went wrong may say so too.
+        (Err(outcome), Err(load)) => bail!("{outcome:#}\nand the load: {load:#}"),
+        (outcome, ended) => (outcome?, ended?),
+    };
     close(&lab).await?;
     lab.settled_within(QUIET).await?;
     let streams = verdict::pass(&lab, &known).await?;
