@@ -4,13 +4,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::capture::{EMPTY_QUEUE, capture, server};
+use crate::capture::{EMPTY_QUEUE, SYSTEMS, capture, server};
 use crate::path::System;
 use crate::report::{Bound, Report, median};
 use crate::scale::Scale;
 use crate::{cpu, wide};
-
-const SYSTEMS: [System; 3] = [System::Bare, System::Outbox, System::Duplex];
 
 pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     let lab = server("512MB").await?;

@@ -22,8 +22,8 @@ use crate::{cpu, outbox, wide};
 /// Rows of the table that single-row updates hit.
 const ROWS: u32 = 10_000;
 const CLIENTS: &str = "4";
-/// The first is what the others are compared with.
-const SYSTEMS: [System; 3] = [System::Bare, System::Outbox, System::Duplex];
+/// Who captures a writer's changes, or nobody: the first is what the others are compared with.
+pub(crate) const SYSTEMS: [System; 3] = [System::Bare, System::Outbox, System::Duplex];
 const TPCB_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 
 /// Takes out what was captured, as a relay does.
