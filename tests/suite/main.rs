@@ -52,6 +52,7 @@ mod queue_limit;
 mod relay_check;
 mod relay_command;
 mod relay_tail;
+mod replaced;
 mod samples;
 mod savepoints;
 mod security;

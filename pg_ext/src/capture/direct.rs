@@ -42,22 +42,31 @@ pub(super) fn init() {
     }
 }
 
+/// Whether this is our trigger.
+#[inline]
+unsafe fn is_ours(trigger: &pg_sys::Trigger) -> bool {
+    trigger.tgqual.is_null()
+        && (trigger.tgfoid.to_u32() == CAPTURE_ROW.load(Ordering::Relaxed)
+            // SAFETY: the caller passes a trigger's description, in which the name is a string.
+            || unsafe { CStr::from_ptr(trigger.tgname) == NAME } && is_capture_row(trigger.tgfoid))
+}
+
 /// Whether this is the function of our triggers. It has another oid in a database where the extension was created anew.
 /// Whoever writes to the table needs no right on our schema, so none is asked for.
-fn is_capture_row(function: pg_sys::Oid) -> bool {
-    CAPTURE_ROW.load(Ordering::Relaxed) == function.to_u32() || {
-        // SAFETY: catalog lookups inside a transaction; a name is null or a palloc'd string.
-        let is_ours = unsafe {
-            let name = pg_sys::get_func_name(function);
-            !name.is_null()
-                && CStr::from_ptr(name) == c"capture_row"
-                && pg_sys::get_func_namespace(function) == pg_sys::get_namespace_oid(c"duplex".as_ptr(), true)
-        };
-        if is_ours {
-            CAPTURE_ROW.store(function.to_u32(), Ordering::Relaxed);
-        }
-        is_ours
+#[cold]
+#[pg_guard]
+extern "C-unwind" fn is_capture_row(function: pg_sys::Oid) -> bool {
+    // SAFETY: catalog lookups inside a transaction; a name is null or a palloc'd string.
+    let is_ours = unsafe {
+        let name = pg_sys::get_func_name(function);
+        !name.is_null()
+            && CStr::from_ptr(name) == c"capture_row"
+            && pg_sys::get_func_namespace(function) == pg_sys::get_namespace_oid(c"duplex".as_ptr(), true)
+    };
+    if is_ours {
+        CAPTURE_ROW.store(function.to_u32(), Ordering::Relaxed);
     }
+    is_ours
 }
 
 unsafe extern "C-unwind" {
@@ -76,19 +85,10 @@ unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flag
             None => standard_ExecutorStart(query, flags),
         }
         let estate = (*query).estate;
-        if !(*estate).es_opened_result_relations.is_null() && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
-            attach_all(estate);
-        }
-    }
-}
-
-/// Gives our triggers their conditions, on all relations that a statement writes to.
-#[pg_guard]
-unsafe extern "C-unwind" fn attach_all(estate: *mut pg_sys::EState) {
-    // SAFETY: as the caller promises; what is written to is not opened or closed meanwhile.
-    unsafe {
-        for cell in list_cells((*estate).es_opened_result_relations) {
-            attach(estate, cell.ptr_value.cast());
+        if flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            for cell in list_cells((*estate).es_opened_result_relations) {
+                attach(estate, cell.ptr_value.cast());
+            }
         }
     }
 }
@@ -103,13 +103,11 @@ unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInf
     unsafe {
         let Some(description) = (*written).ri_TrigDesc.as_ref() else { return };
         let triggers = std::slice::from_raw_parts_mut(description.triggers, description.numtriggers as usize);
-        let is_ours = |trigger: &pg_sys::Trigger| {
-            CStr::from_ptr(trigger.tgname) == NAME && trigger.tgqual.is_null() && is_capture_row(trigger.tgfoid)
+        let Some((number, trigger)) = triggers.iter_mut().enumerate().find(|(_, trigger)| is_ours(trigger)) else {
+            return;
         };
-        let Some(number) = triggers.iter().position(is_ours) else { return };
         let relation = &*(*written).ri_RelationDesc;
-        let is_heap = (*relation.rd_rel).relam == pg_sys::HEAP_TABLE_AM_OID;
-        if !is_heap || !relation::lookup(relation).is_ok_and(|table| table.is_captured_directly()) {
+        if (*relation.rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID {
             return;
         }
         let condition = MemoryContextAllocExtended((*estate).es_query_cxt, size_of::<pg_sys::ExprState>(), ROOM);
@@ -121,7 +119,7 @@ unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInf
         condition.evalfunc_private = written.cast();
         *(*written).ri_TrigWhenExprs.add(number) = condition;
         // What it says is never read, since the condition is there.
-        triggers[number].tgqual = c"duplex".as_ptr().cast_mut();
+        trigger.tgqual = c"duplex".as_ptr().cast_mut();
     }
 }
 

@@ -1,19 +1,18 @@
 //! The version of the row that a change replaces, from the transaction that had written it.
 
-use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
 use duplex_protocol::entry::Replaced;
 use duplex_protocol::version::Timestamp;
 use pgrx::pg_sys;
 
+use super::commits::{self, Commit};
 use super::transaction;
 use crate::node;
 
 unsafe extern "C-unwind" {
-    // Neither raises an ERROR; the bindings' guards would cost each row more than they do.
+    // Raises no ERROR; the binding's guard would cost each row more than it does.
     fn TransactionIdIsCurrentTransactionId(xid: pg_sys::TransactionId) -> bool;
-    fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
 }
 
 /// A row of this node's own.
@@ -60,57 +59,10 @@ fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
     if unsafe { TransactionIdIsCurrentTransactionId(xmin) } {
         return Replaced::SameTransaction;
     }
-    match commit_of(xmin) {
-        Some(Commit { commit_ts, origin, .. }) => Replaced::Version { commit_ts, origin: sender_of(origin) },
+    match commits::find(xmin) {
+        Some(Commit { commit_ts, origin }) => Replaced::Version { commit_ts, origin: sender_of(origin.into()) },
         None => Replaced::Ancient,
     }
-}
-
-/// When and from where a transaction was committed, which never changes.
-#[derive(Debug, Clone, Copy)]
-struct Commit {
-    xid: pg_sys::TransactionId,
-    commit_ts: Timestamp,
-    origin: u32,
-    /// The transaction in which it was looked up; 0 in a place that is free.
-    asked_by: u64,
-}
-
-/// So many are kept, each in the one place that its id says.
-const KEPT: usize = 128;
-/// Ids come round again after four times as many.
-const VALID: u64 = 1 << 30;
-
-thread_local! {
-    static COMMITS: Cell<[Commit; KEPT]> = const {
-        Cell::new([Commit { xid: pg_sys::TransactionId::INVALID, commit_ts: 0, origin: 0, asked_by: 0 }; KEPT])
-    };
-}
-
-/// What the server knows of a commit. Of the transactions that wrote the rows which a session changes some come again and
-/// again (a load, its own last ones), and the server goes through hundreds of pages in memory for each, or reads a file.
-fn commit_of(xid: pg_sys::TransactionId) -> Option<Commit> {
-    COMMITS.with(|commits| {
-        let place = &commits.as_array_of_cells()[xid.into_inner() as usize % KEPT];
-        // SAFETY: a plain read of the backend's state: this transaction has written a row, so it has an id.
-        let asked_by = unsafe { GetTopFullTransactionIdIfAny().value };
-        let kept = place.get();
-        if kept.xid == xid && kept.asked_by != 0 && asked_by.wrapping_sub(kept.asked_by) < VALID {
-            return Some(kept);
-        }
-        let (mut commit_ts, mut origin) = (0, 0);
-        // SAFETY: a lookup by transaction id, which raises an ERROR while timestamps are not tracked and for id 0.
-        let is_known = unsafe {
-            pg_sys::track_commit_timestamp
-                && xid != pg_sys::TransactionId::INVALID
-                && pg_sys::TransactionIdGetCommitTsData(xid, &mut commit_ts, &mut origin)
-        };
-        let commit = Commit { xid, commit_ts, origin: u32::from(origin), asked_by };
-        is_known.then(|| {
-            place.set(commit);
-            commit
-        })
-    })
 }
 
 /// The number by which the body refers to the node behind a replication origin. An origin of somebody else's is nobody

@@ -9,6 +9,7 @@ use duplex_protocol::entry::{Entry, Origin, Replaced};
 use pgrx::{pg_guard, pg_sys};
 
 use super::buffer::Buffer;
+use super::commits;
 use super::marks::{Marks, Position};
 use super::relation::Table;
 use crate::conflict::pending;
@@ -75,13 +76,20 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
     match event {
         // The only events in which an ERROR is allowed: it turns the commit into an abort.
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => flush().or_raise(),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE | XACT_EVENT_ABORT => {
-            pending::forget_all();
-            at_an_end(Transaction::reset);
+        XACT_EVENT_COMMIT => {
+            commits::note();
+            over();
         }
+        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => over(),
         // Parallel workers do not write.
         _ => {}
     }
+}
+
+/// The transaction is over, one way or the other. Must not fail.
+fn over() {
+    pending::forget_all();
+    at_an_end(Transaction::reset);
 }
 
 #[pg_guard]
@@ -184,6 +192,7 @@ fn flush() -> Result<()> {
         Result::Ok((std::mem::take(&mut current.buffer), current.flushed))
     })?;
     if !buffer.is_empty() {
+        commits::join();
         let mut writer = QueueWriter::open(after)?;
         buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?;
         let point = writer.close();
