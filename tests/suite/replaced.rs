@@ -63,10 +63,14 @@ async fn run(node: &Node, number: u64, origin: Option<String>) -> Result<()> {
             None => change(&session, &mut dice, &name).await?,
         }
     }
+    // Nobody may drop an origin that a session has, and a session ends some time after its client.
+    if origin.is_some() {
+        session.exec("select pg_replication_origin_session_reset()").await?;
+    }
     Ok(())
 }
 
-/// When the row that an id's change number so many replaced had been committed, in a form that can be compared.
+/// By what a change left, a row's id and v: when the row that it replaced had been committed, in a form that can be compared.
 async fn on_record(node: &Node) -> Result<HashMap<(i64, i64), String>> {
     let sql = "select id, v, to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') from on_record";
     let mut on_record = HashMap::new();

@@ -76,7 +76,7 @@ unsafe extern "C-unwind" {
     fn MemoryContextAllocExtended(context: pg_sys::MemoryContext, size: usize, flags: c_int) -> *mut c_void;
 }
 
-/// The hook. Nothing in it has a destructor: an ERROR in what it calls first passes through, as if there was no hook.
+/// The hook. Nothing in it or in what it calls has a destructor: an ERROR passes through, as if there was no hook.
 unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: PostgreSQL passes a valid query, which has its state once it has started.
     unsafe {
