@@ -114,6 +114,8 @@ fn report_rates(workload: Workload, rates: &[[f64; SYSTEMS.len()]], report: &mut
     }
     for (index, system) in SYSTEMS.into_iter().enumerate().skip(1) {
         let name = format!("capture: {}, of the rate without capture", workload.name());
+        let by_server: Vec<String> = rates.iter().map(|rates| format!("{:.3}", rates[index] / rates[0])).collect();
+        report.log(&format!("{:<14} {name}, server by server: {}", system.name(), by_server.join(", ")));
         report.more(&name, "×", Some(Bound::AtLeast(0.95)), system, mean(&|rates| rates[index] / rates[0]));
     }
 }

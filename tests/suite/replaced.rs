@@ -88,11 +88,9 @@ fn micros(time: &str) -> Result<String> {
     Ok(format!("{seconds}.{fraction:0<6}"))
 }
 
-#[tokio::test]
-async fn each_change_says_which_commit_it_replaced_as_the_server_has_it_on_record() -> Result<()> {
-    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+/// Has sessions change the same rows, and compares what was captured with what the server has on record.
+async fn race(lab: &Lab) -> Result<()> {
     let node = lab.node(0);
-    lab.create_everywhere(SCHEMA, &["hot"]).await?;
     let origin = format!("other_{}", node.name());
     node.exec(&format!("select pg_replication_origin_create('{origin}')")).await?;
     let mut drain = Drain::open(node).await?;
@@ -111,4 +109,33 @@ async fn each_change_says_which_commit_it_replaced_as_the_server_has_it_on_recor
     }
     assert_eq!(compared, on_record.len());
     node.exec(&format!("select pg_replication_origin_drop('{origin}')")).await
+}
+
+/// Whether sessions have a place in shared memory where they tell each other of their commits.
+async fn is_shared(node: &Node) -> Result<bool> {
+    let sql = "select count(*) from pg_shmem_allocations where name = 'pg_duplex recent commits'";
+    Ok(node.number(sql).await? == 1)
+}
+
+#[tokio::test]
+async fn each_change_says_which_commit_it_replaced_as_the_server_has_it_on_record() -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+    lab.create_everywhere(SCHEMA, &["hot"]).await?;
+    race(&lab).await?;
+    assert!(is_shared(lab.node(0)).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_without_shared_memory_to_spare_has_them_right_too() -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().setting("max_locks_per_transaction", "20").start().await?;
+    let node = lab.node(0);
+    lab.create_everywhere(SCHEMA, &["hot"]).await?;
+    // Locks take all that is left. What is given back of it is for locks only.
+    let hoarder = node.connect().await?;
+    hoarder.refuses("53200", "select pg_advisory_lock(generate_series(1, 10000000))").await?;
+    hoarder.exec("select pg_advisory_unlock(generate_series(1, 1000))").await?;
+    race(&lab).await?;
+    assert!(!is_shared(node).await?);
+    Ok(())
 }
