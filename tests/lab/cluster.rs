@@ -224,7 +224,10 @@ impl Cluster {
     /// # Errors
     /// At the deadline.
     pub async fn caught_up_with(&self, primary: &Self) -> Result<()> {
-        let end = primary.connect("postgres").await?.one("select pg_current_wal_lsn()").await?;
+        // A commit that waits for its WAL makes durable, and so sends, what others committed without waiting; as relays do.
+        let source = primary.connect("postgres").await?;
+        source.exec("select pg_logical_emit_message(true, 'lab', 'a commit')").await?;
+        let end = source.one("select pg_current_wal_flush_lsn()").await?;
         let session = self.connect("postgres").await?;
         until("the standby to catch up", PATIENCE, async || {
             let sql = format!("select pg_last_wal_replay_lsn() >= '{end}', pg_last_wal_replay_lsn()");

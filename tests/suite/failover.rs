@@ -9,7 +9,8 @@ const TABLES: &str = "create table t (id int primary key, v text); create table 
                       create table journal (id bigint generated always as identity primary key, t int)";
 
 async fn with_standby() -> Result<(Lab, Cluster)> {
-    let lab = Lab::builder().nodes(2).crashes().start().await?;
+    // What relays commit without waiting for its WAL is visible long before a standby can have it.
+    let lab = Lab::builder().nodes(2).crashes().setting("wal_writer_delay", "10s").start().await?;
     lab.create_everywhere(TABLES, &["t", "big"]).await?;
     // Counts how often a row is applied, on either side.
     lab.exec_everywhere(
