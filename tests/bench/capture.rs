@@ -1,20 +1,19 @@
 //! What capture costs an application: transactions a second with durable commits, and processor time of the backend.
 //!
-//! Systems take turns, because a machine is not the same from one moment to the next. No relay runs: this is about the
-//! writer. Throughput has durable commits and several clients; processor time has one client and no waiting for the
-//! disk, whose interrupts would count as the backend's.
-//!
-//! Where a process happens to lie in memory makes it one or two per cent faster or slower for as long as it lives. So
-//! throughput is measured on several servers one after the other, each with databases and processes of its own.
+//! Systems take turns of a fraction of a second, because a machine is not the same from one moment to the next. Two databases
+//! of the same content differ too, and so do two processes that do the same, by one or two per cent for as long as they live:
+//! so each system captures every database in turn, every time with new processes, and on several servers. No relay runs: this
+//! is about the writer. Throughput has durable commits and several clients; processor time has one client, the same tables for
+//! all, and no waiting for the disk, whose interrupts would count as the backend's.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use duplex_lab::{Cluster, Lab, Node, Session};
+use duplex_lab::{Cluster, Lab, Session};
 use tokio::process::Command;
 
 use crate::path::System;
-use crate::report::{Bound, Report, median};
+use crate::report::{Bound, Report, mean_and_error, median};
 use crate::scale::Scale;
 use crate::turns::Pgbench;
 use crate::{cpu, outbox, wide};
@@ -24,33 +23,13 @@ const ROWS: u32 = 10_000;
 const CLIENTS: &str = "4";
 /// Who captures a writer's changes, or nobody: the first is what the others are compared with.
 pub(crate) const SYSTEMS: [System; 3] = [System::Bare, System::Outbox, System::Duplex];
-const TPCB_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
+const TABLES: [&str; 5] = ["wide", "pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 
 /// Takes out what was captured, as a relay does.
 pub(crate) const EMPTY_QUEUE: &str = "truncate duplex.queue_0, duplex.queue_1, duplex.queue_2";
 
-/// Where transactions are captured by one system, or by none.
-struct Variant {
-    system: System,
-    database: String,
-    session: Session,
-}
-
-impl Variant {
-    /// Takes out what was captured, as a relay does, so that the files and the memory used next were used before; and vacuums
-    /// tables of which all rows change, as pgbench does with its own, so that all start with as many dead ones.
-    async fn tidy(&self) -> Result<()> {
-        match self.system {
-            System::Duplex => self.session.exec(EMPTY_QUEUE).await?,
-            System::Outbox => self.session.exec("truncate outbox").await?,
-            _ => {}
-        }
-        for table in ["wide", "pgbench_branches", "pgbench_tellers"] {
-            self.session.exec(&format!("vacuum analyze {table}")).await?;
-        }
-        Ok(())
-    }
-}
+/// Transactions a second, or time for each, of every system.
+type Figures = [f64; SYSTEMS.len()];
 
 /// Transactions that are measured.
 #[derive(Debug, Clone, Copy)]
@@ -60,13 +39,77 @@ enum Workload {
 }
 
 impl Workload {
-    const ALL: [Self; 2] = [Self::Update, Self::Tpcb];
+    /// tpcb-like first: its large table is to be young.
+    const ALL: [Self; 2] = [Self::Tpcb, Self::Update];
 
     fn name(self) -> &'static str {
         match self {
             Self::Update => "single-row UPDATE",
             Self::Tpcb => "tpcb-like",
         }
+    }
+}
+
+/// A database whose tables are captured by one system at a time, or by none.
+struct Tables<'a> {
+    cluster: &'a Cluster,
+    database: String,
+    session: Session,
+    captured_by: System,
+}
+
+impl<'a> Tables<'a> {
+    async fn create(cluster: &'a Cluster, number: usize, scale: &Scale) -> Result<Self> {
+        let database = format!("tables{number}");
+        cluster.create_database(&database).await?;
+        let session = cluster.connect(&database).await?;
+        session.exec(&format!("select duplex.create_node('{database}')")).await?;
+        session.exec(&wide::create("wide")).await?;
+        session.exec(&wide::fill("wide", 1, ROWS)).await?;
+        let tables = Self { cluster, database, session, captured_by: System::Bare };
+        tables.pgbench(&["-i", "-q", "-I", "dtGvp", "-s", &scale.pgbench_scale.to_string()]).await?;
+        // pgbench's history has no key, and what has no key cannot be replicated.
+        let key = "alter table pgbench_history add hid bigint generated always as identity primary key";
+        tables.session.exec(key).await?;
+        tables.session.exec("vacuum analyze").await?;
+        Ok(tables)
+    }
+
+    /// Has one system capture the tables, and the one before no longer. What that one captured is taken out, as a relay does,
+    /// and tables of which all rows change are vacuumed, as pgbench does with its own.
+    async fn captured_by(&mut self, system: System) -> Result<()> {
+        for table in TABLES {
+            match self.captured_by {
+                System::Duplex => self.session.exec(&format!("select duplex.disable('{table}')")).await?,
+                System::Outbox => self.session.exec(&format!("drop trigger outbox on {table}")).await?,
+                _ => {}
+            }
+        }
+        match self.captured_by {
+            System::Duplex => self.session.exec(EMPTY_QUEUE).await?,
+            System::Outbox => self.session.exec("truncate outbox").await?,
+            _ => {}
+        }
+        for table in TABLES {
+            capture(&self.session, system, table).await?;
+        }
+        self.captured_by = system;
+        for table in ["wide", "pgbench_branches", "pgbench_tellers"] {
+            self.session.exec(&format!("vacuum analyze {table}")).await?;
+        }
+        Ok(())
+    }
+
+    async fn pgbench(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(self.cluster.program("pgbench"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.cluster.port().to_string()])
+            .args(arguments)
+            .arg(&self.database)
+            .output()
+            .await
+            .context("starting pgbench")?;
+        ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 }
 
@@ -79,69 +122,73 @@ pub(crate) async fn server(shared_buffers: &str) -> Result<Lab> {
 
 pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     let mut rates = Workload::ALL.map(|workload| (workload, Vec::new()));
-    for start in 1..=scale.pgbench_starts {
-        // Three databases and what is captured in them, all in memory.
+    let mut times = Workload::ALL.map(|workload| (workload, Vec::new()));
+    for _ in 0..scale.capture_servers {
+        // All three databases and what is captured in them are in memory.
         let lab = server("1GB").await?;
-        let node = lab.node(0);
-        // No system always has the database that was made first.
-        let mut variants = [None, None, None];
-        for turn in 0..SYSTEMS.len() {
-            let index = (start + turn) % SYSTEMS.len();
-            variants[index] = Some(prepare(node, SYSTEMS[index], scale).await?);
+        let mut databases = Vec::new();
+        for number in 0..SYSTEMS.len() {
+            databases.push(Tables::create(lab.node(0).cluster(), number, scale).await?);
         }
-        let variants: Vec<Variant> = variants.into_iter().flatten().collect();
         for (workload, rates) in &mut rates {
-            rates.push(throughput(node.cluster(), &variants, *workload, scale).await?);
-        }
-        if start == scale.pgbench_starts {
-            for (workload, rates) in &rates {
-                report_rates(*workload, rates, report);
+            for round in 0..SYSTEMS.len() * scale.capture_squares {
+                hand_out(&mut databases, round).await?;
+                // As in a server at work, many a page that is changed was last changed before a checkpoint.
+                if round % SYSTEMS.len() == 0 {
+                    databases[0].session.exec("checkpoint").await?;
+                }
+                rates.push(throughput(&databases, *workload, scale).await?);
             }
-            for workload in Workload::ALL {
-                processor_time(&variants, workload, scale, report).await?;
+        }
+        for (workload, times) in &mut times {
+            for round in 0..SYSTEMS.len() * scale.capture_squares {
+                let tables = &mut databases[round % SYSTEMS.len()];
+                times.push(processor_time(tables, round, *workload, scale).await?);
             }
         }
+    }
+    for (workload, rates) in &rates {
+        report_rates(*workload, rates, report);
+    }
+    for (workload, times) in &times {
+        report_times(*workload, times, report);
     }
     Ok(())
 }
 
-/// Puts down the mean of what was measured at each start.
-fn report_rates(workload: Workload, rates: &[[f64; SYSTEMS.len()]], report: &mut Report) {
-    let mean = |of: &dyn Fn(&[f64; SYSTEMS.len()]) -> f64| rates.iter().map(of).sum::<f64>() / rates.len() as f64;
+/// Gives each system another database than in the round before.
+async fn hand_out(databases: &mut [Tables<'_>], round: usize) -> Result<()> {
+    for (index, tables) in databases.iter_mut().enumerate() {
+        tables.captured_by(SYSTEMS[(index + round) % SYSTEMS.len()]).await?;
+    }
+    Ok(())
+}
+
+/// Puts down what was measured in all rounds.
+fn report_rates(workload: Workload, rounds: &[Figures], report: &mut Report) {
+    let of_each = |of: &dyn Fn(&Figures) -> f64| mean_and_error(&rounds.iter().map(of).collect::<Vec<_>>());
     for (index, system) in SYSTEMS.into_iter().enumerate() {
         let name = format!("capture: {}, durable commits, {CLIENTS} clients", workload.name());
-        report.more(&name, "tx/s", None, system, mean(&|rates| rates[index]));
+        report.more(&name, "tx/s", None, system, of_each(&|rates| rates[index]).0);
     }
     for (index, system) in SYSTEMS.into_iter().enumerate().skip(1) {
         let name = format!("capture: {}, of the rate without capture", workload.name());
-        let by_server: Vec<String> = rates.iter().map(|rates| format!("{:.3}", rates[index] / rates[0])).collect();
-        report.log(&format!("{:<14} {name}, server by server: {}", system.name(), by_server.join(", ")));
-        report.more(&name, "×", Some(Bound::AtLeast(0.95)), system, mean(&|rates| rates[index] / rates[0]));
+        let (mean, error) = of_each(&|rates| rates[index] / rates[0]);
+        report.log(&format!("{:<14} {name}: {mean:.4} ± {error:.4}", system.name()));
+        report.more(&name, "×", Some(Bound::AtLeast(0.95)), system, mean);
     }
 }
 
-async fn prepare(node: &Node, system: System, scale: &Scale) -> Result<Variant> {
-    let cluster = node.cluster();
-    let database = match system {
-        System::Duplex => node.database().to_owned(),
-        other => {
-            let name = other.name().replace(' ', "_");
-            cluster.create_database(&name).await?;
-            name
-        }
-    };
-    let session = cluster.connect(&database).await?;
-    session.exec(&wide::create("wide")).await?;
-    session.exec(&wide::fill("wide", 1, ROWS)).await?;
-    let scale = scale.pgbench_scale.to_string();
-    pgbench(cluster, &database, &["-i", "-q", "-I", "dtGvp", "-s", &scale]).await?;
-    // pgbench's history has no key, and what has no key cannot be replicated.
-    session.exec("alter table pgbench_history add hid bigint generated always as identity primary key").await?;
-    for table in TPCB_TABLES.into_iter().chain(["wide"]) {
-        capture(&session, system, table).await?;
+fn report_times(workload: Workload, rounds: &[Figures], report: &mut Report) {
+    let of_each = |of: &dyn Fn(&Figures) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
+    let name = format!("capture: {}, processor time of the backend", workload.name());
+    report.less(&name, "µs/tx", None, SYSTEMS[0], of_each(&|times| times[0]));
+    for (index, system) in SYSTEMS.into_iter().enumerate().skip(1) {
+        let name = format!("capture: {}, processor time added", workload.name());
+        // The bound is for one change in a transaction; tpcb-like has four.
+        let bound = matches!(workload, Workload::Update).then_some(Bound::AtMost(15.0));
+        report.less(&name, "µs/tx", bound, system, of_each(&|times| times[index] - times[0]));
     }
-    session.exec("vacuum analyze").await?;
-    Ok(Variant { system, database, session })
 }
 
 /// Has a system capture a table.
@@ -158,25 +205,8 @@ pub(crate) async fn capture(session: &Session, system: System, table: &str) -> R
     }
 }
 
-async fn pgbench(cluster: &Cluster, database: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(cluster.program("pgbench"))
-        .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &cluster.port().to_string()])
-        .args(arguments)
-        .arg(database)
-        .output()
-        .await
-        .context("starting pgbench")?;
-    ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// The transactions a second of each system.
-async fn throughput(
-    cluster: &Cluster,
-    variants: &[Variant],
-    workload: Workload,
-    scale: &Scale,
-) -> Result<[f64; SYSTEMS.len()]> {
+async fn throughput(databases: &[Tables<'_>], workload: Workload, scale: &Scale) -> Result<Figures> {
     let script = tempfile::NamedTempFile::new()?;
     std::fs::write(
         script.path(),
@@ -188,61 +218,47 @@ async fn throughput(
         Workload::Update => ["-f", &path],
         Workload::Tpcb => ["-b", "tpcb-like"],
     });
-    let all_turns = (scale.pgbench_turn * scale.pgbench_rounds).as_secs().max(1).to_string();
-    let first_time: Vec<&str> = arguments.iter().copied().chain(["-T", &all_turns]).collect();
-    for variant in variants {
-        pgbench(cluster, &variant.database, &first_time).await?;
-        variant.tidy().await?;
-    }
-    variants[0].session.exec("checkpoint").await?;
     let mut running = Vec::new();
-    for variant in variants {
-        running.push(Pgbench::start(cluster, &variant.database, &arguments).await?);
+    for tables in databases {
+        running.push(Pgbench::start(tables.cluster, &tables.database, &arguments).await?);
     }
-    for round in 0..scale.pgbench_rounds as usize {
+    for round in 0..scale.pgbench_turns {
         // Nobody always follows the same one.
-        let number = |turn: usize| if round % 2 == 0 { round + turn } else { round + variants.len() - turn };
-        for turn in 0..variants.len() {
-            running[number(turn) % variants.len()].turn(scale.pgbench_turn).await?;
+        let number = |turn: usize| if round % 2 == 0 { round + turn } else { round + databases.len() - turn };
+        for turn in 0..databases.len() {
+            running[number(turn) % databases.len()].turn(scale.pgbench_turn).await?;
         }
     }
-    let mut rates = [0.0; SYSTEMS.len()];
-    for (rate, pgbench) in rates.iter_mut().zip(running) {
-        *rate = pgbench.end().await?;
+    let mut rates = Figures::default();
+    for (tables, pgbench) in databases.iter().zip(running) {
+        rates[place(tables.captured_by)] = pgbench.end().await?;
     }
     Ok(rates)
 }
 
-async fn processor_time(variants: &[Variant], workload: Workload, scale: &Scale, report: &mut Report) -> Result<()> {
-    for variant in variants {
-        variant.tidy().await?;
+/// The processor time of a transaction of each system, in microseconds, on the same tables.
+async fn processor_time(tables: &mut Tables<'_>, round: usize, workload: Workload, scale: &Scale) -> Result<Figures> {
+    let mut times = Figures::default();
+    for turn in 0..SYSTEMS.len() {
+        let system = SYSTEMS[(round + turn) % SYSTEMS.len()];
+        tables.captured_by(system).await?;
+        let session = tables.cluster.connect(&tables.database).await?;
+        session.exec("set synchronous_commit = off").await?;
+        // What a session does once is not what a transaction costs.
+        transactions(&session, workload, scale, scale.cpu_transactions / 4).await?;
+        let time = transactions(&session, workload, scale, scale.cpu_transactions).await?;
+        times[place(system)] = time.as_secs_f64() * 1e6 / f64::from(scale.cpu_transactions);
     }
-    let mut costs = vec![Vec::new(); variants.len()];
-    // One turn to warm up.
-    for round in 0..=scale.cpu_rounds {
-        for (variant, costs) in variants.iter().zip(&mut costs) {
-            let session = &variant.session;
-            session.exec("set synchronous_commit = off").await?;
-            let time = transactions(session, workload, scale).await?;
-            if round > 0 {
-                costs.push(time.as_secs_f64() * 1e6 / f64::from(scale.cpu_transactions));
-            }
-        }
-    }
-    let name = format!("capture: {}, processor time of the backend", workload.name());
-    report.less(&name, "µs/tx", None, variants[0].system, median(&costs[0]));
-    for (index, variant) in variants.iter().enumerate().skip(1) {
-        let added: Vec<f64> = costs[index].iter().zip(&costs[0]).map(|(cost, bare)| cost - bare).collect();
-        let name = format!("capture: {}, processor time added", workload.name());
-        // The bound is for one change in a transaction; tpcb-like has four.
-        let bound = matches!(workload, Workload::Update).then_some(Bound::AtMost(15.0));
-        report.less(&name, "µs/tx", bound, variant.system, median(&added));
-    }
-    Ok(())
+    Ok(times)
+}
+
+/// A system's place among [`Figures`].
+fn place(system: System) -> usize {
+    SYSTEMS.iter().position(|&other| other == system).expect("one of them")
 }
 
 /// Runs transactions in one session, one statement after the other as pgbench does, and returns the backend's time.
-async fn transactions(session: &Session, workload: Workload, scale: &Scale) -> Result<Duration> {
+async fn transactions(session: &Session, workload: Workload, scale: &Scale, count: u32) -> Result<Duration> {
     let client = session.client();
     let pid = i32::try_from(session.number("select pg_backend_pid()").await?)?;
     let number = |i: u32, of: u32| i32::try_from(u64::from(i) * 7919 % u64::from(of) + 1);
@@ -250,7 +266,7 @@ async fn transactions(session: &Session, workload: Workload, scale: &Scale) -> R
         Workload::Update => {
             let update = client.prepare("update wide set a = a + 1, e = now() where id = $1").await?;
             let before = cpu::of_backend(pid)?;
-            for i in 0..scale.cpu_transactions {
+            for i in 0..count {
                 client.execute(&update, &[&i64::from(number(i, ROWS)?)]).await?;
             }
             Ok(cpu::of_backend(pid)?.saturating_sub(before))
@@ -266,7 +282,7 @@ async fn transactions(session: &Session, workload: Workload, scale: &Scale) -> R
             let history = "insert into pgbench_history (tid, bid, aid, delta, mtime) values ($1, $2, $3, $4, now())";
             let history = client.prepare(history).await?;
             let before = cpu::of_backend(pid)?;
-            for i in 0..scale.cpu_transactions {
+            for i in 0..count {
                 let account = number(i, scale.pgbench_scale * 100_000)?;
                 let teller = number(i, scale.pgbench_scale * 10)?;
                 let branch = number(i, scale.pgbench_scale)?;

@@ -9,16 +9,16 @@ pub(crate) struct Scale {
     pub(crate) rounds: usize,
     /// How long each turn of pgbench is.
     pub(crate) pgbench_turn: Duration,
-    /// Turns of each pgbench; before, it runs as long as they take together.
-    pub(crate) pgbench_rounds: u32,
-    /// Servers on which they take their turns, one after the other.
-    pub(crate) pgbench_starts: usize,
+    /// Turns of each pgbench.
+    pub(crate) pgbench_turns: usize,
+    /// Servers on which capture is measured, one after the other.
+    pub(crate) capture_servers: usize,
+    /// How often every system has captured every database of a server.
+    pub(crate) capture_squares: usize,
     /// pgbench's own scale.
     pub(crate) pgbench_scale: u32,
-    /// Transactions in each turn of measuring a backend's processor time.
+    /// Transactions in each turn of measuring a backend's processor time; short ones, so that a disturbance hits all alike.
     pub(crate) cpu_transactions: u32,
-    /// Turns of that; short ones, so that a disturbance hits all alike.
-    pub(crate) cpu_rounds: usize,
     /// Rows of the bulk INSERT.
     pub(crate) bulk_rows: u32,
     /// Rows of a large transaction.
@@ -39,11 +39,11 @@ impl Scale {
         Self {
             rounds: 3,
             pgbench_turn: Duration::from_millis(200),
-            pgbench_rounds: 20,
-            pgbench_starts: 6,
+            pgbench_turns: 12,
+            capture_servers: 3,
+            capture_squares: 3,
             pgbench_scale: 10,
-            cpu_transactions: 4_000,
-            cpu_rounds: 9,
+            cpu_transactions: 1_000,
             bulk_rows: 500_000,
             large_rows: 300_000,
             conflicting_rows: 50_000,
@@ -58,11 +58,11 @@ impl Scale {
         Self {
             rounds: 1,
             pgbench_turn: Duration::from_millis(200),
-            pgbench_rounds: 5,
-            pgbench_starts: 1,
+            pgbench_turns: 5,
+            capture_servers: 1,
+            capture_squares: 1,
             pgbench_scale: 1,
-            cpu_transactions: 2_000,
-            cpu_rounds: 9,
+            cpu_transactions: 1_000,
             bulk_rows: 50_000,
             large_rows: 30_000,
             conflicting_rows: 5_000,

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const RUN_UP: Duration = Duration::from_millis(20);
 
 /// How long each runs before the first turn, and after the last: what pgbench has not written to its log yet is of that time.
-const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_secs(1);
 const RUN_OUT: Duration = Duration::from_millis(200);
 
 /// A pgbench without an end.
