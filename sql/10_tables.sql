@@ -164,7 +164,17 @@ comment on table duplex.queue_0 is 'Captured transactions that wait for the rela
 comment on table duplex.queue_1 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on table duplex.queue_2 is 'Captured transactions that wait for the relay; one of three tables that take turns.';
 comment on column duplex.queue_0.lsn is 'WAL insert position just before the commit; with xid it orders transactions.';
-comment on column duplex.queue_0.expanded_len is 'Length of the chunk once expanded, 0 where it is not compressed.';
+comment on column duplex.queue_0.expanded_len is
+    'Length of the chunk once expanded, 0 where it is not compressed; below 0, how many descriptors are left out.';
+
+create table duplex.descriptors (
+    digest     uuid  primary key,
+    descriptor bytea not null
+);
+comment on table duplex.descriptors is
+    'What tables look like and looked like, which the queue refers to. None is ever deleted: a row that waits may refer to it.';
+comment on column duplex.descriptors.digest is 'The first half of the descriptor''s SHA-256.';
+comment on column duplex.descriptors.descriptor is 'As it stands in a stream before the table''s first row.';
 
 create table duplex.queue_turn (
     singleton boolean  primary key default true check (singleton),

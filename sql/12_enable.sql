@@ -103,6 +103,7 @@ begin
     execute format('alter trigger "00_duplex_capture_truncate" on %s depends on extension pg_duplex', relation);
     perform duplex.guard_partitions(relation);
     perform duplex.guard_kept(relation);
+    perform duplex.note_descriptors(relation);
 end
 $$;
 comment on function duplex.enable(regclass, text, name[]) is

@@ -129,6 +129,7 @@ begin
     perform duplex.fit_registers(relation);
     perform duplex.guard_kept(relation);
     perform duplex.announce(relation);
+    perform duplex.note_descriptors(relation);
 end
 $$;
 comment on function duplex.set_policy(regclass, text, name[]) is

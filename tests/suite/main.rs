@@ -19,6 +19,7 @@ mod converge;
 mod counting;
 mod declarations;
 mod demo;
+mod descriptors;
 mod direct;
 mod docs;
 mod draining;

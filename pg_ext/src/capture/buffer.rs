@@ -164,6 +164,11 @@ impl Buffer {
         Ok(())
     }
 
+    /// The whole body, if nothing of it was sealed.
+    pub(super) fn unsealed(&self) -> Option<&[u8]> {
+        self.sealed.is_empty().then(|| &self.tail[..self.used])
+    }
+
     /// Hands out all chunks in order, with their expanded lengths, and leaves nothing behind.
     pub(super) fn drain(&mut self, mut take: impl FnMut(&[u8], u32) -> Result<()>) -> Result<()> {
         for sealed in &self.sealed {

@@ -12,15 +12,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use duplex_protocol::encode::{RowWriter, append_entry};
 use duplex_protocol::entry::{Column, Entry, PutKind, Relation as Descriptor, Resolution};
-use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
+use pgrx::{PgSqlErrorCode, pg_extern, pg_guard, pg_sys};
 
 use super::promotion;
 use super::settings::Settings;
 use super::stored::Slot;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
 use crate::conflict::local::{Kept, Local};
-use crate::errors::{Failure, Result};
+use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
+use crate::queue::descriptors::{self, Digest};
 
 /// A column that travels.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub(super) struct Table {
     pub(super) oid: u32,
     /// The whole frame of the table's [`Entry::Relation`].
     pub(super) descriptor: Vec<u8>,
+    /// What stands for the descriptor in the queue, if the drain knows it.
+    pub(super) digest: Option<Digest>,
     /// What the frame of an INSERT begins with.
     pub(super) insert_beginning: Vec<u8>,
     /// All attributes of a tuple, dropped ones included.
@@ -242,6 +245,7 @@ impl Table {
         append_entry(&entry, &mut descriptor);
         Ok(Self {
             oid: relation.rd_id.to_u32(),
+            digest: descriptors::known(&descriptor),
             descriptor,
             insert_beginning: RowWriter::put_beginning(relation.rd_id.to_u32(), PutKind::Insert, plans.len()),
             attributes,
@@ -297,6 +301,26 @@ impl Table {
         // It has caught up since this was loaded.
         self.stale.set(true);
         Ok(())
+    }
+}
+
+/// `duplex.describe(relation)`: the table's descriptor, if there is such a table and it has a key.
+///
+/// Who asks is about to put it on record. Sessions are told, so that they look the table up anew and find it there; and so is
+/// this one where that is rolled back, and it must not refer to what is not on record after all.
+#[pg_extern(sql = "")]
+fn describe(relation: pg_sys::Oid) -> Option<Vec<u8>> {
+    let lock = pg_sys::AccessShareLock.cast_signed();
+    // SAFETY: what is opened is closed, and an ERROR in between leaves that to the abort.
+    unsafe {
+        let opened = pg_sys::try_table_open(relation, lock);
+        let table = opened.as_ref()?;
+        let descriptor = (!key_attributes(table).is_empty()).then(|| {
+            pg_sys::CacheInvalidateRelcache(opened);
+            Table::load(table).or_raise().descriptor
+        });
+        pg_sys::table_close(opened, lock);
+        descriptor
     }
 }
 

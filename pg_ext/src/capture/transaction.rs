@@ -15,6 +15,7 @@ use super::relation::Table;
 use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
 use crate::queue::append::{FlushPoint, QueueWriter};
+use crate::queue::short::ShortBody;
 
 /// Positions of what is captured after the flush are counted in chunks from here on. No body is as long.
 const FLUSHED: Position = 1 << 62;
@@ -187,22 +188,47 @@ fn flush() -> Result<()> {
     // SAFETY: inside a transaction that is not aborted.
     unsafe { pending::settle() };
     // Taken out: nothing stays borrowed while PostgreSQL is called. If that fails the transaction is over.
-    let (mut buffer, after) = CURRENT.with_borrow_mut(|current| {
+    let (mut buffer, described, after) = CURRENT.with_borrow_mut(|current| {
         current.make_cut()?;
-        Result::Ok((std::mem::take(&mut current.buffer), current.flushed))
+        let described = std::mem::take(&mut current.described);
+        Result::Ok((std::mem::take(&mut current.buffer), described, current.flushed))
     })?;
     if !buffer.is_empty() {
         commits::join();
         let mut writer = QueueWriter::open(after)?;
-        buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?;
+        match short_body(&buffer, &described, after) {
+            Some(body) => {
+                writer.append_short(&body);
+                buffer.reset();
+            }
+            None => buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?,
+        }
         let point = writer.close();
         CURRENT.with_borrow_mut(|current| current.flushed = Some(point));
     }
     CURRENT.with_borrow_mut(|current| {
         current.buffer = buffer;
+        current.described = described;
         current.is_late = true;
     });
     Ok(())
+}
+
+/// The body without its descriptors, where the queue may have it so.
+fn short_body<'b>(
+    buffer: &'b Buffer,
+    described: &[(Rc<Table>, Position)],
+    after: Option<FlushPoint>,
+) -> Option<ShortBody<'b>> {
+    // Positions count from the first flush on.
+    let body = if after.is_none() { buffer.unsealed()? } else { return None };
+    let mut short = ShortBody::of(body);
+    for (table, position) in described {
+        if let Some(digest) = &table.digest {
+            short.leave_out(*position as usize, table.descriptor.len(), digest)?;
+        }
+    }
+    short.is_worth_it().then_some(short)
 }
 
 impl Transaction {

@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
 use super::row::{Columns, PIECE_BYTES, with_row};
+use super::short::ShortBody;
 use super::{limit, tables};
 use crate::errors::Result;
 
@@ -86,14 +87,22 @@ impl QueueWriter {
     pub(crate) fn append(&mut self, body: &[u8], expanded_len: u32) -> Result<()> {
         if !self.relation.is_null() {
             for (number, piece) in body.chunks(PIECE_BYTES).enumerate() {
-                self.insert(number as u32, expanded_len, piece);
+                self.insert(number as u32, expanded_len, &[piece]);
             }
         }
         self.point.next_chunk += 1;
         Ok(())
     }
 
-    fn insert(&mut self, piece: u32, expanded_len: u32, payload: &[u8]) {
+    /// Appends one chunk without its descriptors.
+    pub(crate) fn append_short(&mut self, body: &ShortBody<'_>) {
+        if !self.relation.is_null() {
+            body.with_parts(|described, parts| self.insert(0, described, parts));
+        }
+        self.point.next_chunk += 1;
+    }
+
+    fn insert(&mut self, piece: u32, expanded_len: u32, payload: &[&[u8]]) {
         let FlushPoint { lsn, next_chunk } = self.point;
         let columns = Columns { lsn, xid: self.xid, chunk: next_chunk, piece, expanded_len };
         let relation = self.relation;

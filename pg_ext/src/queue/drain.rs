@@ -10,6 +10,7 @@ use duplex_protocol::record::{Header, Hello, Kind, Position};
 use pgrx::iter::{SetOfIterator, TableIterator};
 use pgrx::{Array, PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
 
+use super::descriptors::Descriptors;
 use super::page::RowHead;
 use super::pass::Pass;
 use super::segment::Segment;
@@ -17,7 +18,7 @@ use super::snapshot::Snapshot;
 use super::state::{self, State};
 use super::tables::{self, COUNT};
 use super::watermark::Watermarks;
-use super::{rotate, wal};
+use super::{rotate, short, wal};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::node::{self, Node};
 
@@ -48,6 +49,7 @@ struct Drain {
     last_found: Instant,
     last_rotated: Instant,
     heads: Vec<RowHead>,
+    descriptors: Descriptors,
 }
 
 thread_local! {
@@ -142,6 +144,7 @@ fn open(newest_generation: i64) -> Result<(String, i64, Option<i64>, Vec<u8>)> {
         last_found: Instant::now(),
         last_rotated: Instant::now(),
         heads: Vec::new(),
+        descriptors: Descriptors::default(),
     }));
     Ok((node.name, state.generation, state.topic_offset, hello))
 }
@@ -235,7 +238,12 @@ impl Drain {
             self.template.position = chunk.position;
             self.template.chunk = chunk.chunk;
             self.template.last = chunk.last;
-            self.template.expanded_len = (chunk.expanded_len > 0).then_some(chunk.expanded_len);
+            if chunk.expanded_len < 0 {
+                let notes = chunk.expanded_len.unsigned_abs() as usize;
+                let payload = std::mem::take(&mut body);
+                short::restore(&payload, notes, &mut body, |digest| self.descriptors.get(digest))?;
+            }
+            self.template.expanded_len = u32::try_from(chunk.expanded_len).ok().filter(|&len| len > 0);
             self.template.commit_ts = wal::commit_timestamp(chunk.position.xid)?;
             let record = self.template.encode_record(&body);
             bytes += record.len();

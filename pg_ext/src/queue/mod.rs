@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `append` | a committing transaction writes its chunks |
 //! | `row` | a row as it is written |
+//! | `short` | a body without its descriptors |
+//! | `descriptors` | those that are on record |
 //! | `limit` | warning or refusing when the queue has grown too large |
 //! | `tables` | where the three tables are, and which one writers use |
 //! | `page` | reading queue rows off a heap page |
@@ -17,6 +19,7 @@
 //! | `wal` | clock, WAL and latch |
 
 pub(crate) mod append;
+pub(crate) mod descriptors;
 mod drain;
 mod limit;
 mod page;
@@ -24,6 +27,7 @@ mod pass;
 mod rotate;
 mod row;
 mod segment;
+pub(crate) mod short;
 mod snapshot;
 mod state;
 mod tables;

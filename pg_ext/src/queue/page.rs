@@ -70,7 +70,7 @@ pub(crate) fn read_lsn(relation: pg_sys::Relation, block: u32) -> u64 {
 }
 
 /// Appends the payload of a row to `out` and returns its `expanded_len`.
-pub(crate) fn read_payload(relation: pg_sys::Relation, row: RowId, out: &mut Vec<u8>) -> Result<u32> {
+pub(crate) fn read_payload(relation: pg_sys::Relation, row: RowId, out: &mut Vec<u8>) -> Result<i32> {
     // SAFETY: as in `read_heads`.
     unsafe {
         let buffer = read_locked(relation, row.block);
@@ -81,14 +81,14 @@ pub(crate) fn read_payload(relation: pg_sys::Relation, row: RowId, out: &mut Vec
             .and_then(|(_, data)| Some((u32_at(data, 24)?, inline_varlena(data.get(PAYLOAD_AT..)?)?)));
         let result = found.map(|(expanded_len, payload)| {
             out.extend_from_slice(payload);
-            expanded_len
+            expanded_len.cast_signed()
         });
         pg_sys::UnlockReleaseBuffer(buffer);
         result.ok_or_else(malformed)
     }
 }
 
-fn malformed() -> Failure {
+pub(super) fn malformed() -> Failure {
     Failure::new(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, "a row of duplex.queue cannot be read")
         .hint("The queue tables were altered, or their storage is damaged: check the server's log and disks.")
 }

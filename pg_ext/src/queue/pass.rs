@@ -33,7 +33,8 @@ pub(crate) struct Chunk {
     pub(crate) position: Position,
     pub(crate) chunk: u32,
     pub(crate) last: bool,
-    pub(crate) expanded_len: u32,
+    /// As the row has it: above 0 the length of a compressed body, below 0 how many descriptors are left out (`short`).
+    pub(crate) expanded_len: i32,
 }
 
 /// The rows that one snapshot added, and how far they have been handed out.

@@ -39,8 +39,8 @@ thread_local! {
     static ROOM: RefCell<Room> = const { RefCell::new(Room([0; pg_sys::BLCKSZ as usize])) };
 }
 
-/// Builds a row and hands it to `insert`. The payload has at most [`PIECE_BYTES`].
-pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_sys::HeapTuple)) {
+/// Builds a row and hands it to `insert`. The parts of the payload have at most [`PIECE_BYTES`] together.
+pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(pg_sys::HeapTuple)) {
     ROOM.with_borrow_mut(|Room(room)| {
         let rest = &mut room[HEADER_BYTES..];
         let Columns { lsn, xid, chunk, piece, expanded_len } = columns;
@@ -51,9 +51,13 @@ pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_
         rest[24..PAYLOAD_AT].copy_from_slice(&expanded_len.to_le_bytes());
         // A varlena with a header of four bytes.
         let content = PAYLOAD_AT + pg_sys::VARHDRSZ;
-        let varlena = (pg_sys::VARHDRSZ + payload.len()) as u32;
+        let mut end = content;
+        for part in payload {
+            rest[end..end + part.len()].copy_from_slice(part);
+            end += part.len();
+        }
+        let varlena = (end - PAYLOAD_AT) as u32;
         rest[PAYLOAD_AT..content].copy_from_slice(&(varlena << 2).to_le_bytes());
-        rest[content..content + payload.len()].copy_from_slice(payload);
         let header = room.as_mut_ptr().cast::<pg_sys::HeapTupleHeaderData>();
         // SAFETY: the room is aligned for the header and has all of it. What is not set here heap_insert sets.
         unsafe {
@@ -62,7 +66,7 @@ pub(super) fn with_row(columns: Columns, payload: &[u8], insert: impl FnOnce(pg_
             (*header).t_hoff = HEADER_BYTES as u8;
         }
         let mut tuple = pg_sys::HeapTupleData {
-            t_len: (HEADER_BYTES + content + payload.len()) as u32,
+            t_len: (HEADER_BYTES + end) as u32,
             t_data: header,
             ..pg_sys::HeapTupleData::default()
         };
