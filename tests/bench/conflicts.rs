@@ -136,9 +136,12 @@ impl Bench {
                 seconds[number] += self.applied().await?;
             }
         }
-        for table in tables {
+        for (table, to_remember) in tables.into_iter().zip([rows, 0]) {
             let there = self.here.number(&format!("select count(*) from {table}")).await?;
             ensure!(there == i64::from(rows), "{there} of {rows} rows");
+            let name = self.here.one(&format!("select 'tombstones_' || '{table}'::regclass::oid")).await?;
+            let remembered = self.here.number(&format!("select count(*) from duplex.{name}")).await?;
+            ensure!(remembered == i64::from(to_remember), "{remembered} keys are remembered, not {to_remember}");
             self.on_both(&format!("drop table {table}")).await?;
         }
         Ok(seconds[1] / seconds[0])

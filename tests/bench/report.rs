@@ -175,7 +175,13 @@ impl Report {
 /// A figure as people read it: three digits or so, thousands apart.
 pub(crate) fn number(value: f64) -> String {
     if value.abs() < 100.0 {
-        let digits = if value.abs() < 10.0 { 2 } else { 1 };
+        let digits = if value.abs() < 1.0 {
+            3
+        } else if value.abs() < 10.0 {
+            2
+        } else {
+            1
+        };
         return format!("{value:.digits$}");
     }
     let whole = format!("{:.0}", value.abs());
@@ -238,8 +244,8 @@ mod tests {
     #[test]
     fn figures_read_well() {
         assert_eq!(
-            [0.951, 12.34, 99.96, 1234.5, 1_000_000.0, -5.0].map(number),
-            ["0.95", "12.3", "100.0", "1,234", "1,000,000", "-5.00"]
+            [0.951, 4.567, 12.34, 99.96, 1234.5, 1_000_000.0, -5.0].map(number),
+            ["0.951", "4.57", "12.3", "100.0", "1,234", "1,000,000", "-5.00"]
         );
     }
 
