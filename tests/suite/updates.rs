@@ -45,7 +45,8 @@ const VALUES: [(&str, &[&str]); 16] = [
     ("late", &["7", "late + 1"]),
 ];
 
-/// Runs the same statement on both tables; returns what was captured of each.
+/// Runs the same statement on both tables; returns what was captured of each, by key: where rows lie, and so the order in which
+/// a statement comes to them, depends on when each table was vacuumed.
 async fn run(session: &Session, drain: &mut Drain, sql: &str) -> Result<[Vec<Value>; 2]> {
     let mut captured = [Vec::new(), Vec::new()];
     for (table, captured) in TABLES.into_iter().zip(&mut captured) {
@@ -58,6 +59,7 @@ async fn run(session: &Session, drain: &mut Drain, sql: &str) -> Result<[Vec<Val
             }
             captured.push(change);
         }
+        captured.sort_by_key(|change| change["key"].to_string());
     }
     Ok(captured)
 }
