@@ -46,7 +46,7 @@ const VALUES: [(&str, &[&str]); 16] = [
 ];
 
 /// Runs the same statement on both tables; returns what was captured of each, by key: where rows lie, and so the order in which
-/// a statement comes to them, depends on when each table was vacuumed.
+/// a statement comes to them, depends on when their pages were cleaned up.
 async fn run(session: &Session, drain: &mut Drain, sql: &str) -> Result<[Vec<Value>; 2]> {
     let mut captured = [Vec::new(), Vec::new()];
     for (table, captured) in TABLES.into_iter().zip(&mut captured) {
