@@ -2,13 +2,9 @@
 
 use anyhow::{Result, ensure};
 use duplex_lab::drain::Drained;
-use duplex_lab::{Drain, Lab, Node};
+use duplex_lab::{Drain, Node};
 
-async fn alone(sql: &str, tables: &[&str]) -> Result<Lab> {
-    let lab = Lab::builder().nodes(1).without_relays().start().await?;
-    lab.create_everywhere(sql, tables).await?;
-    Ok(lab)
-}
+use super::draining::alone;
 
 /// How many descriptors each transaction in the queue does without, the oldest first; `-` for one that brings all along.
 async fn left_out(node: &Node) -> Result<String> {

@@ -18,7 +18,8 @@ fn noise(id: i32) -> String {
     )
 }
 
-async fn alone(sql: &str, tables: &[&str]) -> Result<Lab> {
+/// One node with these tables, whose queue only the test drains.
+pub(super) async fn alone(sql: &str, tables: &[&str]) -> Result<Lab> {
     let lab = Lab::builder().nodes(1).without_relays().start().await?;
     lab.create_everywhere(sql, tables).await?;
     Ok(lab)

@@ -12,7 +12,7 @@ use pgrx::{FromDatum as _, IntoDatum as _, PgSqlErrorCode, Uuid, direct_function
 use crate::conflict::registers::own_table;
 use crate::errors::{Failure, Result};
 
-pub(crate) const DIGEST_BYTES: usize = 16;
+pub(super) const DIGEST_BYTES: usize = 16;
 
 /// The first half of a descriptor's SHA-256.
 pub(crate) type Digest = [u8; DIGEST_BYTES];
@@ -24,7 +24,7 @@ const KEY: &CStr = c"descriptors_pkey";
 const MOST_KEPT: usize = 4096;
 
 /// What stands for a descriptor.
-pub(crate) fn digest(descriptor: &[u8]) -> Digest {
+fn digest(descriptor: &[u8]) -> Digest {
     // SAFETY: the function takes a bytea, and returns one of 32 bytes.
     let hash = unsafe { direct_function_call::<&[u8]>(pg_sys::sha256_bytea, &[descriptor.into_datum()]) };
     hash.and_then(|hash| hash.first_chunk().copied()).expect("a hash is never NULL, and longer than a digest")
