@@ -9,6 +9,8 @@
 //! | `conflict` | which of two writes of a row stays |
 //! | `btree` | looking a key up in an index, mostly without a scan |
 //! | `gucs`, `errors`, `node` | settings; errors as PostgreSQL reports them; who this node and its peers are |
+//! | `backend_local` | variables of a backend |
+//! | `commits` | when and from where transactions were committed |
 //! | `slot` | reading the values of a slot |
 //!
 //! The SQL side is written by hand in `/sql`; a test compares its C declarations with the functions here.
@@ -19,8 +21,10 @@ compile_error!("a panic must unwind into PostgreSQL's error handling: build with
 compile_error!("the raw images of numeric and jsonb in the stream are little-endian");
 
 mod apply;
+mod backend_local;
 mod btree;
 mod capture;
+mod commits;
 mod conflict;
 mod errors;
 mod gucs;

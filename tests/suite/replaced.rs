@@ -2,6 +2,7 @@
 //! other of their commits; what one of them misses, it asks the server for.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use duplex_lab::dice::Dice;
@@ -111,31 +112,38 @@ async fn race(lab: &Lab) -> Result<()> {
     node.exec(&format!("select pg_replication_origin_drop('{origin}')")).await
 }
 
-/// Whether sessions have a place in shared memory where they tell each other of their commits.
-async fn is_shared(node: &Node) -> Result<bool> {
-    let sql = "select count(*) from pg_shmem_allocations where name = 'pg_duplex recent commits'";
-    Ok(node.number(sql).await? == 1)
+/// Has the server keep dynamic shared memory in files, where a test can see and take it.
+const IN_FILES: (&str, &str) = ("dynamic_shared_memory_type", "mmap");
+
+/// How many segments of dynamic shared memory there are.
+async fn segments(node: &Node) -> Result<i64> {
+    node.number("select count(*) from pg_ls_dir('pg_dynshmem')").await
 }
 
 #[tokio::test]
 async fn each_change_says_which_commit_it_replaced_as_the_server_has_it_on_record() -> Result<()> {
-    let lab = Lab::builder().nodes(1).without_relays().start().await?;
+    let lab = Lab::builder().nodes(1).without_relays().setting(IN_FILES.0, IN_FILES.1).start().await?;
+    let node = lab.node(0);
     lab.create_everywhere(SCHEMA, &["hot"]).await?;
+    let before = segments(node).await?;
     race(&lab).await?;
-    assert!(is_shared(lab.node(0)).await?);
+    assert_eq!(segments(node).await?, before + 1, "sessions share one table of their commits");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_server_without_shared_memory_to_spare_has_them_right_too() -> Result<()> {
-    let lab = Lab::builder().nodes(1).without_relays().setting("max_locks_per_transaction", "20").start().await?;
+async fn a_server_without_dynamic_shared_memory_has_them_right_too() -> Result<()> {
+    let lab = Lab::builder().nodes(1).without_relays().setting(IN_FILES.0, IN_FILES.1).start().await?;
     let node = lab.node(0);
     lab.create_everywhere(SCHEMA, &["hot"]).await?;
-    // Locks take all that is left. What is given back of it is for locks only.
-    let hoarder = node.connect().await?;
-    hoarder.refuses("53200", "select pg_advisory_lock(generate_series(1, 10000000))").await?;
-    hoarder.exec("select pg_advisory_unlock(generate_series(1, 1000))").await?;
+    let before = segments(node).await?;
+    let folder = PathBuf::from(node.one("show data_directory").await?).join("pg_dynshmem");
+    let elsewhere = folder.with_extension("gone");
+    std::fs::rename(&folder, &elsewhere)?;
     race(&lab).await?;
-    assert!(!is_shared(node).await?);
+    std::fs::rename(&elsewhere, &folder)?;
+    assert_eq!(segments(node).await?, before);
+    let log = std::fs::read_to_string(node.cluster().log())?;
+    assert!(!log.contains("leak"), "{log}");
     Ok(())
 }

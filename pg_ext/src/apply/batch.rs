@@ -14,6 +14,7 @@ use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
 use crate::apply::transaction::{Progress, Source, Writer};
 use crate::apply::waits;
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, OrRaise, Result};
 
 /// A transaction of several chunks that is being applied.
@@ -25,10 +26,8 @@ struct Chunks {
     progress: Progress,
 }
 
-thread_local! {
-    // Taken out while a chunk is applied: an error leaves nothing behind, so the rest is refused.
-    static CHUNKS: RefCell<Option<Chunks>> = const { RefCell::new(None) };
-}
+// Taken out while a chunk is applied: an error leaves nothing behind, so the rest is refused.
+static CHUNKS: BackendLocal<RefCell<Option<Chunks>>> = BackendLocal::new(RefCell::new(None));
 
 /// Forgets a transaction that was being applied chunk by chunk; called at the end of each transaction.
 pub(crate) fn forget_chunks() {

@@ -15,6 +15,7 @@ use pgrx::{PgSqlErrorCode, Spi, name, pg_extern, pg_sys};
 use crate::apply::own::with_own_tables;
 use crate::apply::transaction::{Progress, Source, Writer};
 use crate::apply::{heard, park, session, subtransaction};
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, OrRaise as _, Result};
 
 /// How many transactions more are applied with care after one that needed it: troubles come in flocks.
@@ -44,9 +45,7 @@ struct Failed {
     failure: Failure,
 }
 
-thread_local! {
-    static FAILED: RefCell<Option<Failed>> = const { RefCell::new(None) };
-}
+static FAILED: BackendLocal<RefCell<Option<Failed>>> = BackendLocal::new(RefCell::new(None));
 
 /// `duplex.apply_careful()`: from now on with care.
 #[pg_extern(sql = "")]

@@ -10,14 +10,13 @@ use std::ptr;
 
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, Result};
 
-thread_local! {
-    /// The offset after the record that the transaction now running applies; 0 for none.
-    static NEXT: Cell<u64> = const { Cell::new(0) };
-    /// What is told of an abort in time, from the moment that the position is set.
-    static GUARD: Cell<pg_sys::Portal> = const { Cell::new(ptr::null_mut()) };
-}
+/// The offset after the record that the transaction now running applies; 0 for none.
+static NEXT: BackendLocal<Cell<u64>> = BackendLocal::new(Cell::new(0));
+/// What is told of an abort in time, from the moment that the position is set.
+static GUARD: BackendLocal<Cell<pg_sys::Portal>> = BackendLocal::new(Cell::new(ptr::null_mut()));
 
 /// The next offset to fetch, as the replication origin of this session says.
 pub(crate) fn next_offset() -> u64 {

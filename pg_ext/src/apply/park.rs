@@ -8,7 +8,7 @@
 //! changes by PostgreSQL's own invalidation, which every transaction takes in when it begins.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use duplex_protocol::entry::{Entry, Relation};
 use duplex_protocol::record::Position;
@@ -23,17 +23,16 @@ use crate::apply::own::with_own_tables;
 use crate::apply::session::{self, Session};
 use crate::apply::subtransaction;
 use crate::apply::transaction::{Progress, Source, Writer};
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, OrRaise as _, Result};
 
-thread_local! {
-    /// Counts what was heard of changes to `duplex.parked`.
-    static HEARD: Cell<u64> = const { Cell::new(1) };
-    /// The count when it was last read.
-    static READ: Cell<u64> = const { Cell::new(0) };
-    static EMPTY: Cell<bool> = const { Cell::new(true) };
-    static TABLES: RefCell<HashSet<String>> = RefCell::default();
-    static RELID: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
-}
+/// Counts what was heard of changes to `duplex.parked`.
+static HEARD: BackendLocal<Cell<u64>> = BackendLocal::new(Cell::new(1));
+/// The count when it was last read.
+static READ: BackendLocal<Cell<u64>> = BackendLocal::new(Cell::new(0));
+static EMPTY: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(true));
+static TABLES: BackendLocal<RefCell<BTreeSet<String>>> = BackendLocal::new(RefCell::new(BTreeSet::new()));
+static RELID: BackendLocal<Cell<pg_sys::Oid>> = BackendLocal::new(Cell::new(pg_sys::InvalidOid));
 
 /// Listens; called once in a backend that applies.
 pub(crate) fn init() {
@@ -102,7 +101,7 @@ fn read() {
         Spi::connect_mut(|client| {
             let rows = client.update("select distinct table_name from duplex.parked", None, &[])?;
             rows.map(|row| Ok(row.get::<String>(1)?.unwrap_or_default()))
-                .collect::<std::result::Result<HashSet<_>, pgrx::spi::Error>>()
+                .collect::<std::result::Result<BTreeSet<_>, pgrx::spi::Error>>()
         })
     });
     let tables = tables.map_err(internal).or_raise();

@@ -14,6 +14,7 @@ use pgrx::{PgSqlErrorCode, PgTupleDesc, Spi, pg_guard, pg_sys};
 
 use crate::apply::own::with_own_tables;
 use crate::apply::value::Conversion;
+use crate::backend_local::BackendLocal;
 use crate::conflict::counter::Counter;
 use crate::conflict::policy::no_column;
 use crate::conflict::registers::Registers;
@@ -284,10 +285,11 @@ fn check_enabled(relid: pg_sys::Oid, label: &str) -> Result<()> {
     .hint(format!("Call duplex.enable('{label}'), or disable the table on the peer.")))
 }
 
-thread_local! {
-    static WATCHED: RefCell<Vec<(pg_sys::Oid, Rc<Cell<bool>>)>> = const { RefCell::new(Vec::new()) };
-    static REGISTERED: Cell<bool> = const { Cell::new(false) };
-}
+/// A table, and the flag that is set once it changes.
+type Watched = (pg_sys::Oid, Rc<Cell<bool>>);
+
+static WATCHED: BackendLocal<RefCell<Vec<Watched>>> = BackendLocal::new(RefCell::new(Vec::new()));
+static REGISTERED: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
 
 /// A flag that is set once the table changes.
 fn watch(relid: pg_sys::Oid) -> Rc<Cell<bool>> {
@@ -296,8 +298,7 @@ fn watch(relid: pg_sys::Oid) -> Rc<Cell<bool>> {
         unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(at_invalidation), pg_sys::Datum::from(0)) };
     }
     let flag = Rc::new(Cell::new(false));
-    WATCHED.with(|watched| {
-        let mut watched = watched.borrow_mut();
+    WATCHED.with_borrow_mut(|watched| {
         // Those that nobody but this list holds are mappings that are gone.
         watched.retain(|(_, flag)| Rc::strong_count(flag) > 1);
         watched.push((relid, Rc::clone(&flag)));
@@ -308,11 +309,9 @@ fn watch(relid: pg_sys::Oid) -> Rc<Cell<bool>> {
 /// Marks; frees nothing and asks nothing. The list is never borrowed across a call into the server.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_invalidation(_arg: pg_sys::Datum, relid: pg_sys::Oid) {
-    WATCHED.with(|watched| {
-        for (watched, flag) in watched.borrow().iter() {
-            if relid == pg_sys::InvalidOid || relid == *watched {
-                flag.set(true);
-            }
+    for (watched, flag) in WATCHED.borrow().iter() {
+        if relid == pg_sys::InvalidOid || relid == *watched {
+            flag.set(true);
         }
-    });
+    }
 }

@@ -14,6 +14,8 @@ use crate::apply::own::with_own_tables;
 use crate::apply::park;
 use crate::apply::relation::Targets;
 use crate::apply::waits::Known;
+use crate::backend_local::BackendLocal;
+use crate::commits;
 use crate::conflict::version::Versions;
 use crate::errors::{Failure, OrRaise, Result};
 use crate::gucs;
@@ -42,10 +44,8 @@ pub(crate) struct Session {
     pub(crate) careful: u32,
 }
 
-thread_local! {
-    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
-    static CALLBACKS: Cell<bool> = const { Cell::new(false) };
-}
+static SESSION: BackendLocal<RefCell<Option<Session>>> = BackendLocal::new(RefCell::new(None));
+static CALLBACKS: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
 
 /// What text in the stream is written under, and what must not disturb applying. Set below permission checks.
 const SETTINGS: [(&CStr, &CStr); 15] = [
@@ -72,23 +72,21 @@ const SETTINGS: [(&CStr, &CStr); 15] = [
 /// # Errors
 /// 55000 if `duplex.apply_open` was not called, or if this is called from code that apply itself runs.
 pub(crate) fn with<R>(f: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
-    SESSION.with(|cell| {
-        let mut session = cell.try_borrow_mut().map_err(|_| {
-            Failure::new(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                "this session is in the middle of applying a transaction",
-            )
-        })?;
-        // The setting goes with an aborted transaction, the state here does not.
-        match session.as_mut() {
-            Some(session) if gucs::origin().is_some_and(|peer| peer == session.peer) => f(session),
-            _ => Err(Failure::new(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                "this session does not apply any peer's stream",
-            )
-            .hint("Call duplex.apply_open('peer') first, in a transaction that commits.")),
-        }
-    })
+    let mut session = SESSION.try_borrow_mut().map_err(|_| {
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this session is in the middle of applying a transaction",
+        )
+    })?;
+    // The setting goes with an aborted transaction, the state here does not.
+    match session.as_mut() {
+        Some(session) if gucs::origin().is_some_and(|peer| peer == session.peer) => f(session),
+        _ => Err(Failure::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this session does not apply any peer's stream",
+        )
+        .hint("Call duplex.apply_open('peer') first, in a transaction that commits.")),
+    }
 }
 
 /// `duplex.apply_open(peer)`: marks this session as replication from that peer.
@@ -138,28 +136,26 @@ fn open(peer: &str) -> Result<Peer> {
         let known = if own == peer { Peer::default() } else { read_peer(peer)? };
         Ok((own, known))
     })?;
-    SESSION.with(|cell| {
-        let mut session = cell.try_borrow_mut().map_err(|_| already_marked(peer))?;
-        if let Some(other) = session.as_ref().filter(|session| session.peer != peer)
-            && gucs::is_replication()
-        {
-            return Err(already_marked(&other.peer));
-        }
-        *session = None;
-        mark(peer, known.start_offset)?;
-        *session = Some(Session {
-            peer: peer.to_owned(),
-            knows_generation: known.generation > 0 || own == peer,
-            known: Known::new(),
-            versions: Versions::new(own.clone()),
-            own,
-            targets: Targets::default(),
-            position: Position { lsn: known.lsn.cast_unsigned(), xid: known.xid.cast_unsigned() },
-            heard: Heard::default(),
-            careful: 0,
-        });
-        Ok(())
-    })?;
+    let mut session = SESSION.try_borrow_mut().map_err(|_| already_marked(peer))?;
+    if let Some(other) = session.as_ref().filter(|session| session.peer != peer)
+        && gucs::is_replication()
+    {
+        return Err(already_marked(&other.peer));
+    }
+    *session = None;
+    mark(peer, known.start_offset)?;
+    commits::join();
+    *session = Some(Session {
+        peer: peer.to_owned(),
+        knows_generation: known.generation > 0 || own == peer,
+        known: Known::new(),
+        versions: Versions::new(own.clone()),
+        own,
+        targets: Targets::default(),
+        position: Position { lsn: known.lsn.cast_unsigned(), xid: known.xid.cast_unsigned() },
+        heard: Heard::default(),
+        careful: 0,
+    });
     Ok(known)
 }
 

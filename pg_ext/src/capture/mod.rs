@@ -14,12 +14,10 @@
 //! | `stored` | where a tuple's values lie |
 //! | `encode`, `settings` | from a tuple to bytes, free of the session's settings |
 //! | `replaced` | the version of the row that a change replaces |
-//! | `commits` | when and from where transactions were committed |
 //! | `transaction` | what this transaction has captured; its ends, and the flush into the queue |
 //! | `buffer`, `marks`, `spill` | the bytes so far: cut back by rollbacks, compressed, beyond a size in a file |
 
 mod buffer;
-mod commits;
 mod direct;
 mod emptied;
 mod encode;

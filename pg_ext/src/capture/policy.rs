@@ -1,7 +1,7 @@
 //! Capture of tables with a policy: what a change adds to counters travels with it, what is left of them is remembered,
 //! and the version of the row that it replaced may be another than that of the tuple's writer.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 
 use duplex_protocol::encode::{CONTRIBUTION_BYTES, RowWriter};
@@ -15,6 +15,7 @@ use super::encode::{self, Scratch, Values};
 use super::relation::{self, Merged, Table};
 use super::row::{RowEvent, given_up, is_superseded};
 use super::{passing, replaced, transaction};
+use crate::backend_local::BackendLocal;
 use crate::btree::{begin_scan, scan_keys};
 use crate::conflict::counter::{Added, Amount};
 use crate::conflict::kept;
@@ -23,11 +24,9 @@ use crate::conflict::registers::identity_index;
 use crate::conflict::stamps::{Columns, Written, encode as encode_columns};
 use crate::errors::{Failure, Result};
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-    /// Numbers changes, in this backend: only changes of one transaction are ever compared by them.
-    static ORDER: Cell<u64> = const { Cell::new(0) };
-}
+static SCRATCH: BackendLocal<Cell<Option<Scratch>>> = BackendLocal::new(Cell::new(None));
+/// Numbers changes, in this backend: only changes of one transaction are ever compared by them.
+static ORDER: BackendLocal<Cell<u64>> = BackendLocal::new(Cell::new(0));
 
 /// The number of the next change.
 fn next_order() -> u64 {
@@ -54,8 +53,9 @@ impl Capture<'_> {
     ///
     /// # Safety
     /// The tuples are of the relation, which is open.
+    #[inline(never)]
     pub(super) unsafe fn row(&self, event: RowEvent) -> Result<()> {
-        let mut scratch = SCRATCH.take();
+        let mut scratch = SCRATCH.take().unwrap_or_default();
         // SAFETY: as the caller promises.
         unsafe {
             match event {
@@ -64,7 +64,7 @@ impl Capture<'_> {
                 RowEvent::Delete { old } => self.delete(old, &mut scratch)?,
             }
         }
-        SCRATCH.set(scratch);
+        SCRATCH.set(Some(scratch));
         Ok(())
     }
 

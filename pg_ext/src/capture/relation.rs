@@ -5,7 +5,7 @@
 //! stale; whoever holds the entry keeps it alive.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use super::promotion;
 use super::settings::Settings;
 use super::stored::Slot;
 use super::types::{Encoder, TypePlan, schema_name, to_utf8};
+use crate::backend_local::BackendLocal;
 use crate::conflict::local::{Kept, Local};
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::gucs;
@@ -83,11 +84,10 @@ pub(super) struct Table {
 /// Tables that are found without a search.
 const PLACES: usize = 16;
 
-thread_local! {
-    /// Those asked for last, each in the one place that its oid says: a transaction mostly writes to few tables.
-    static LATEST: RefCell<[Option<Rc<Table>>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
-    static TABLES: RefCell<HashMap<u32, Rc<Table>>> = RefCell::default();
-}
+/// Those asked for last, each in the one place that its oid says: a transaction mostly writes to few tables.
+static LATEST: BackendLocal<RefCell<[Option<Rc<Table>>; PLACES]>> =
+    BackendLocal::new(RefCell::new([const { None }; PLACES]));
+static TABLES: BackendLocal<RefCell<BTreeMap<u32, Rc<Table>>>> = BackendLocal::new(RefCell::new(BTreeMap::new()));
 
 /// A notice that came while the cache was borrowed: everything is stale.
 static ALL_STALE: AtomicBool = AtomicBool::new(false);
@@ -124,15 +124,9 @@ unsafe extern "C-unwind" fn schema_changed(_arg: pg_sys::Datum, _cache: c_int, _
 }
 
 fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
-    let marked = TABLES.try_with(|tables| match tables.try_borrow() {
-        Ok(tables) => {
-            tables.values().filter(|table| is_affected(table)).for_each(|table| table.stale.set(true));
-            true
-        }
-        Err(_) => false,
-    });
-    if !matches!(marked, Ok(true)) {
-        ALL_STALE.store(true, Ordering::Relaxed);
+    match TABLES.try_borrow() {
+        Ok(tables) => tables.values().filter(|table| is_affected(table)).for_each(|table| table.stale.set(true)),
+        Err(_) => ALL_STALE.store(true, Ordering::Relaxed),
     }
 }
 
@@ -161,7 +155,7 @@ pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
 #[cold]
 fn rebuild(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     if ALL_STALE.swap(false, Ordering::Relaxed) {
-        TABLES.with_borrow_mut(HashMap::clear);
+        TABLES.with_borrow_mut(BTreeMap::clear);
         drop(LATEST.replace([const { None }; PLACES]));
     }
     let table = Rc::new(Table::load(relation)?);

@@ -6,8 +6,8 @@ use duplex_protocol::entry::Replaced;
 use duplex_protocol::version::Timestamp;
 use pgrx::pg_sys;
 
-use super::commits::{self, Commit};
 use super::transaction;
+use crate::commits::{self, Commit};
 use crate::node;
 
 unsafe extern "C-unwind" {

@@ -1,6 +1,6 @@
 //! Capturing what happened to a row, whoever says so: the trigger, or the executor directly.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use duplex_protocol::encode::RowWriter;
@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 use super::encode::{self, Scratch};
 use super::relation::Table;
 use super::{passing, policy, replaced, transaction};
+use crate::backend_local::BackendLocal;
 use crate::conflict::local::{Change, Held, Holder};
 use crate::errors::Result;
 
@@ -21,9 +22,7 @@ pub(super) enum RowEvent {
     Delete { old: pg_sys::HeapTuple },
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
+static SCRATCH: BackendLocal<Cell<Option<Scratch>>> = BackendLocal::new(Cell::new(None));
 
 /// Captures it.
 ///
@@ -48,17 +47,23 @@ pub(super) unsafe fn capture(table: &Rc<Table>, relation: &pg_sys::RelationData,
             }
             RowEvent::Delete { .. } => false,
         };
-        if is_done {
-            return Ok(());
-        }
-        let mut scratch = SCRATCH.take();
+        if is_done { Ok(()) } else { by_value(table, relation, event) }
+    }
+}
+
+/// Captures it value by value. Kept apart from what most rows take, which is entered the faster the shorter it is.
+#[inline(never)]
+unsafe fn by_value(table: &Rc<Table>, relation: &pg_sys::RelationData, event: RowEvent) -> Result<()> {
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    // SAFETY: as the caller promises.
+    unsafe {
         match event {
             RowEvent::Insert { new } => insert(table, relation.rd_att, new, &mut scratch)?,
             RowEvent::Update { old, new } => update(table, relation, old, new, &mut scratch)?,
             RowEvent::Delete { old } => delete(table, relation, old, &mut scratch)?,
         }
-        SCRATCH.set(scratch);
     }
+    SCRATCH.set(Some(scratch));
     Ok(())
 }
 

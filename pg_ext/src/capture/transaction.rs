@@ -9,9 +9,10 @@ use duplex_protocol::entry::{Entry, Origin, Replaced};
 use pgrx::{pg_guard, pg_sys};
 
 use super::buffer::Buffer;
-use super::commits;
 use super::marks::{Marks, Position};
 use super::relation::Table;
+use crate::backend_local::BackendLocal;
+use crate::commits;
 use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
 use crate::queue::append::{FlushPoint, QueueWriter};
@@ -43,19 +44,17 @@ struct Transaction {
     version: Option<(u32, Replaced)>,
 }
 
-thread_local! {
-    static CURRENT: RefCell<Transaction> = const { RefCell::new(Transaction {
-        serial: 1,
-        buffer: Buffer::new(),
-        marks: Marks::new(),
-        is_late: false,
-        flushed: None,
-        described: Vec::new(),
-        named: Vec::new(),
-        origins: Vec::new(),
-        version: None,
-    }) };
-}
+static CURRENT: BackendLocal<RefCell<Transaction>> = BackendLocal::new(RefCell::new(Transaction {
+    serial: 1,
+    buffer: Buffer::new(),
+    marks: Marks::new(),
+    is_late: false,
+    flushed: None,
+    described: Vec::new(),
+    named: Vec::new(),
+    origins: Vec::new(),
+    version: None,
+}));
 
 unsafe extern "C-unwind" {
     // The binding is made for functions that may raise an ERROR, which costs each row more than this one does.
@@ -116,11 +115,9 @@ unsafe extern "C-unwind" fn subtransaction_event(
 /// Takes note of an end, which must not fail. A FATAL error ends the process without unwinding: then the transaction may
 /// still be borrowed by the code that the error came from, and nobody will ask for it again.
 fn at_an_end(note: impl FnOnce(&mut Transaction)) {
-    CURRENT.with(|current| {
-        if let Ok(mut current) = current.try_borrow_mut() {
-            note(&mut current);
-        }
-    });
+    if let Ok(mut current) = CURRENT.try_borrow_mut() {
+        note(&mut current);
+    }
 }
 
 /// Adds one change of `table`: `write` writes its frames, of `bytes` bytes at most, and returns how many bytes they are; 0
@@ -187,31 +184,30 @@ pub(super) fn origin_name(replaced: Replaced) -> Option<String> {
 fn flush() -> Result<()> {
     // SAFETY: inside a transaction that is not aborted.
     unsafe { pending::settle() };
-    // Taken out: nothing stays borrowed while PostgreSQL is called. If that fails the transaction is over.
-    let (mut buffer, described, after) = CURRENT.with_borrow_mut(|current| {
-        current.make_cut()?;
-        let described = std::mem::take(&mut current.described);
-        Result::Ok((std::mem::take(&mut current.buffer), described, current.flushed))
-    })?;
-    if !buffer.is_empty() {
-        commits::join();
-        let mut writer = QueueWriter::open(after)?;
-        match short_body(&buffer, &described, after) {
-            Some(body) => {
-                writer.append_short(&body);
-                buffer.reset();
-            }
-            None => buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?,
-        }
-        let point = writer.close();
-        CURRENT.with_borrow_mut(|current| current.flushed = Some(point));
-    }
+    // What PostgreSQL does from here on writes to no captured table, which would want this, too.
     CURRENT.with_borrow_mut(|current| {
-        current.buffer = buffer;
-        current.described = described;
-        current.is_late = true;
-    });
-    Ok(())
+        current.make_cut()?;
+        let Transaction { buffer, described, flushed, is_late, .. } = current;
+        if !buffer.is_empty() {
+            commits::join();
+            let mut writer = QueueWriter::open(*flushed)?;
+            match short_body(buffer, described, *flushed) {
+                Some(body) => {
+                    writer.append_short(&body);
+                    buffer.reset();
+                }
+                None => append_all(&mut writer, buffer)?,
+            }
+            *flushed = Some(writer.close());
+        }
+        *is_late = true;
+        Ok(())
+    })
+}
+
+#[inline(never)]
+fn append_all(writer: &mut QueueWriter, buffer: &mut Buffer) -> Result<()> {
+    buffer.drain(|body, expanded_len| writer.append(body, expanded_len))
 }
 
 /// The body without its descriptors, where the queue may have it so.

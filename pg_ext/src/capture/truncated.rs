@@ -7,6 +7,7 @@ use std::cell::RefCell;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, Result};
 
 /// The statement whose triggers fired last.
@@ -19,9 +20,8 @@ struct Statement {
     is_over: bool,
 }
 
-thread_local! {
-    static STATEMENT: RefCell<Statement> = RefCell::default();
-}
+static STATEMENT: BackendLocal<RefCell<Statement>> =
+    BackendLocal::new(RefCell::new(Statement { place: (0, 0), roots: Vec::new(), is_over: false }));
 
 /// A BEFORE trigger fires: of a table with partitions, or of a partition.
 pub(super) fn announce(root: Option<pg_sys::Oid>) {

@@ -1,13 +1,14 @@
 //! How the values of each type travel.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 
 use duplex_protocol::entry::Format;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::settings::Settings;
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, Result};
 
 /// How a column's values become bytes.
@@ -227,9 +228,8 @@ fn inner_settings(oid: pg_sys::Oid) -> Result<Settings> {
     if row.kind == DOMAIN { inner_settings(row.base) } else { text_settings(oid, &row) }
 }
 
-thread_local! {
-    static OUTPUTS: RefCell<HashMap<(u32, u32), *mut pg_sys::FmgrInfo>> = RefCell::default();
-}
+static OUTPUTS: BackendLocal<RefCell<BTreeMap<(u32, u32), *mut pg_sys::FmgrInfo>>> =
+    BackendLocal::new(RefCell::new(BTreeMap::new()));
 
 /// A type's output function, ready to be called, for as long as the backend lives.
 ///

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use duplex_protocol::rules::key::Standing;
 use pgrx::pg_sys;
 
+use crate::backend_local::BackendLocal;
 use crate::conflict::batch::Batch;
 use crate::conflict::register::{Register, Sight};
 use crate::conflict::tombstone;
@@ -23,10 +24,8 @@ struct Level {
     registers: Vec<(pg_sys::Oid, Batch)>,
 }
 
-thread_local! {
-    /// Of the subtransactions that are open, the innermost last.
-    static LEVELS: RefCell<Vec<Level>> = const { RefCell::new(Vec::new()) };
-}
+/// Of the subtransactions that are open, the innermost last.
+static LEVELS: BackendLocal<RefCell<Vec<Level>>> = BackendLocal::new(RefCell::new(Vec::new()));
 
 /// A key is gone: its tombstone will have the version of this transaction.
 ///
@@ -66,8 +65,17 @@ pub(crate) unsafe fn bury(register: pg_sys::Oid, key: &[pg_sys::Datum]) {
 ///
 /// # Safety
 /// Inside a transaction.
+#[inline]
 pub(crate) unsafe fn settle() {
-    // SAFETY: a plain read of the backend's state, which is asked for only where there may be something to write.
+    if !LEVELS.borrow().is_empty() {
+        // SAFETY: as the caller promises.
+        unsafe { settle_innermost() };
+    }
+}
+
+#[cold]
+unsafe fn settle_innermost() {
+    // SAFETY: a plain read of the backend's state.
     let is_current = |level: &mut Level| level.subtransaction == unsafe { pg_sys::GetCurrentSubTransactionId() };
     let level = LEVELS.with_borrow_mut(|levels| levels.pop_if(is_current));
     let Some(level) = level else { return };
@@ -94,14 +102,16 @@ unsafe fn write(register: pg_sys::Oid, batch: &mut Batch) {
 
 /// A subtransaction was rolled back, and with it what it had to write. Must not fail.
 pub(crate) fn forget(subtransaction: pg_sys::SubTransactionId) {
-    LEVELS.with(|levels| {
-        if let Ok(mut levels) = levels.try_borrow_mut() {
-            levels.retain(|level| level.subtransaction < subtransaction);
-        }
-    });
+    if let Ok(mut levels) = LEVELS.try_borrow_mut() {
+        levels.retain(|level| level.subtransaction < subtransaction);
+    }
 }
 
 /// The transaction has ended. Must not fail.
+#[inline]
 pub(crate) fn forget_all() {
-    forget(NONE);
+    let is_empty = LEVELS.try_borrow().is_ok_and(|levels| levels.is_empty());
+    if !is_empty {
+        forget(NONE);
+    }
 }

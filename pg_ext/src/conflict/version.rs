@@ -1,4 +1,4 @@
-//! The version of a row as this node holds it: read from PostgreSQL's commit-timestamp store, stored nowhere else.
+//! The version of a row as this node holds it: as PostgreSQL's commit-timestamp store has it, stored nowhere else.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -7,6 +7,7 @@ use std::ptr;
 use duplex_protocol::version::{Timestamp, Version};
 use pgrx::{FromDatum as _, IntoDatum as _, pg_sys};
 
+use crate::commits::{self, Commit};
 use crate::node;
 
 /// Reads versions, and remembers what it has asked the server before.
@@ -57,15 +58,7 @@ impl Versions {
     }
 
     unsafe fn look_up(&mut self, xmin: pg_sys::TransactionId) -> Option<Version> {
-        if xmin < pg_sys::TransactionId::FIRST_NORMAL {
-            return None;
-        }
-        let (mut commit_ts, mut origin) = (0, 0);
-        // SAFETY: both outputs are valid for writing, the id is a normal one.
-        let found = unsafe { pg_sys::TransactionIdGetCommitTsData(xmin, &mut commit_ts, &mut origin) };
-        if !found {
-            return None;
-        }
+        let Commit { commit_ts, origin } = commits::find(xmin)?;
         if origin == 0 {
             return Some(Version { commit_ts, origin: self.own.clone() });
         }

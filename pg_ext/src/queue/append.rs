@@ -15,8 +15,8 @@ use super::short::ShortBody;
 use super::{limit, tables};
 use crate::errors::Result;
 
-// Of the bindings each has a guard of its own, which every transaction would pay for. Here those that follow each other share
-// one.
+// Of the bindings each has a guard of its own, which every transaction would pay for. Here all that a short transaction calls
+// shares one.
 unsafe extern "C-unwind" {
     fn table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
     fn GetXLogInsertRecPtr() -> pg_sys::XLogRecPtr;
@@ -38,28 +38,27 @@ const INSERT_OPTIONS: i32 = pg_sys::HEAP_INSERT_SKIP_FSM as i32;
 
 /// Where an earlier flush of the same transaction stopped: another extension's pre-commit callback may write after
 /// ours, and its changes follow as further chunks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct FlushPoint {
-    /// WAL insert position of the first flush; all chunks of the transaction carry it.
+    /// WAL insert position at the first row; all chunks of the transaction carry it. 0 before.
     pub(crate) lsn: u64,
     /// Number of the next chunk.
     pub(crate) next_chunk: u32,
 }
 
-/// The queue table that writers append to, open for one transaction's chunks.
+/// The queue table that writers append to, for one transaction's chunks.
 #[derive(Debug)]
 pub(crate) struct QueueWriter {
-    /// Null where the extension was dropped in this very transaction: there is no node any more to capture for.
+    /// Nothing where the extension was dropped in this very transaction: there is no node any more to capture for.
+    table: Option<pg_sys::Oid>,
+    /// Null until the first row.
     relation: pg_sys::Relation,
     xid: u64,
     point: FlushPoint,
 }
 
 impl QueueWriter {
-    /// Opens the current queue table; `after` continues an earlier flush of this transaction.
-    ///
-    /// The ordering position is taken here: a transaction that waited for another one comes here only after that one's
-    /// commit, so its position is the greater one.
+    /// Readies the current queue table; `after` continues an earlier flush of this transaction.
     ///
     /// # Errors
     /// As [`tables::lookup`] and [`limit::check`].
@@ -69,26 +68,13 @@ impl QueueWriter {
             limit::check(tables)?;
         }
         let table = tables.map(|tables| tables.queue[tables.writing]);
-        // SAFETY: called at pre-commit, inside a transaction that has written and so has a transaction id; the table is open
-        // with its lock until the end of the transaction. Nothing within the guard has a destructor.
-        let (relation, xid, lsn) = unsafe {
-            guarded(|| {
-                let relation = match table {
-                    Some(oid) => table_open(oid, pg_sys::RowExclusiveLock.cast_signed()),
-                    None => std::ptr::null_mut(),
-                };
-                (relation, GetTopFullTransactionId().value, GetXLogInsertRecPtr())
-            })
-        };
-        Ok(Self { relation, xid, point: after.unwrap_or(FlushPoint { lsn, next_chunk: 0 }) })
+        Ok(Self { table, relation: std::ptr::null_mut(), xid: 0, point: after.unwrap_or_default() })
     }
 
     /// Appends one chunk; `expanded_len` is 0 if `body` is not compressed.
     pub(crate) fn append(&mut self, body: &[u8], expanded_len: u32) -> Result<()> {
-        if !self.relation.is_null() {
-            for (number, piece) in body.chunks(PIECE_BYTES).enumerate() {
-                self.insert(number as u32, expanded_len, &[piece]);
-            }
+        for (number, piece) in body.chunks(PIECE_BYTES).enumerate() {
+            self.insert(number as u32, expanded_len, &[piece]);
         }
         self.point.next_chunk += 1;
         Ok(())
@@ -96,22 +82,31 @@ impl QueueWriter {
 
     /// Appends one chunk without its descriptors.
     pub(crate) fn append_short(&mut self, body: &ShortBody<'_>) {
-        if !self.relation.is_null() {
-            body.with_parts(|described, parts| self.insert(0, described, parts));
-        }
+        body.with_parts(|described, parts| self.insert(0, described, parts));
         self.point.next_chunk += 1;
     }
 
+    /// The ordering position is taken at the first row: a transaction that waited for another one comes here only after that
+    /// one's commit, so its position is the greater one.
     fn insert(&mut self, piece: u32, expanded_len: u32, payload: &[&[u8]]) {
-        let FlushPoint { lsn, next_chunk } = self.point;
-        let columns = Columns { lsn, xid: self.xid, chunk: next_chunk, piece, expanded_len };
-        let relation = self.relation;
-        with_row(columns, payload, |row| {
-            // SAFETY: the relation is open until `close`; the row is complete, and heap_insert copies it. Nothing within the
-            // guard has a destructor.
+        let Some(table) = self.table else { return };
+        let Self { relation, xid, point, .. } = self;
+        let columns = Columns { chunk: point.next_chunk, piece, expanded_len };
+        with_row(columns, payload, |mut row| {
+            // SAFETY: called at pre-commit, inside a transaction that has written and so has a transaction id; the table is open
+            // with its lock until the end of the transaction; heap_insert copies the row, which is complete. Nothing within
+            // the guard has a destructor.
             unsafe {
                 guarded(|| {
-                    heap_insert(relation, row, GetCurrentCommandId(true), INSERT_OPTIONS, std::ptr::null_mut());
+                    if relation.is_null() {
+                        *relation = table_open(table, pg_sys::RowExclusiveLock.cast_signed());
+                        *xid = GetTopFullTransactionId().value;
+                        if point.lsn == 0 {
+                            point.lsn = GetXLogInsertRecPtr();
+                        }
+                    }
+                    let row = row.placed(point.lsn, *xid);
+                    heap_insert(*relation, row, GetCurrentCommandId(true), INSERT_OPTIONS, std::ptr::null_mut());
                 });
             }
         });
@@ -120,7 +115,7 @@ impl QueueWriter {
     /// Closes the table, keeping its lock to the end of the transaction.
     pub(crate) fn close(self) -> FlushPoint {
         if !self.relation.is_null() {
-            // SAFETY: opened in `open`, closed once, since this consumes the writer.
+            // SAFETY: opened at the first row, closed once, since this consumes the writer.
             unsafe { table_close(self.relation, pg_sys::NoLock.cast_signed()) };
         }
         self.point

@@ -19,6 +19,7 @@ use super::state::{self, State};
 use super::tables::{self, COUNT};
 use super::watermark::Watermarks;
 use super::{rotate, short, wal};
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::node::{self, Node};
 
@@ -52,9 +53,7 @@ struct Drain {
     descriptors: Descriptors,
 }
 
-thread_local! {
-    static DRAIN: RefCell<Option<Drain>> = const { RefCell::new(None) };
-}
+static DRAIN: BackendLocal<RefCell<Option<Drain>>> = BackendLocal::new(RefCell::new(None));
 
 #[pg_extern(sql = false)]
 fn drain_open(

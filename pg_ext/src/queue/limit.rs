@@ -14,8 +14,16 @@ use crate::gucs::{self, QueueFull};
 ///
 /// # Errors
 /// 53400 if the queue is full and `duplex.queue_full` is `refuse`.
+#[inline]
 pub(crate) fn check(tables: &Tables) -> Result<()> {
-    let Some((limit, policy)) = gucs::queue_limit() else { return Ok(()) };
+    match gucs::queue_limit() {
+        Some((limit, policy)) => check_size(tables, limit, policy),
+        None => Ok(()),
+    }
+}
+
+#[inline(never)]
+fn check_size(tables: &Tables, limit: u64, policy: QueueFull) -> Result<()> {
     let size: u64 = tables.queue.iter().map(|&oid| size(oid)).sum();
     if size <= limit {
         return Ok(());

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
+use crate::backend_local::BackendLocal;
+
 /// Bytes of payload in one row: with the tuple's header and fixed columns it just fits an empty page.
 pub(super) const PIECE_BYTES: usize = pg_sys::BLCKSZ as usize - 160;
 
@@ -22,11 +24,9 @@ const HEADER_BYTES: usize = size_of::<pg_sys::HeapTupleHeaderData>().next_multip
 /// `MAXIMUM_ALIGNOF`.
 const ALIGNMENT: usize = 8;
 
-/// What a row says beside its payload.
+/// What a row says beside its place in the order and its payload.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Columns {
-    pub(super) lsn: u64,
-    pub(super) xid: u64,
     pub(super) chunk: u32,
     pub(super) piece: u32,
     pub(super) expanded_len: u32,
@@ -35,17 +35,32 @@ pub(super) struct Columns {
 #[repr(C, align(8))]
 struct Room([u8; pg_sys::BLCKSZ as usize]);
 
-thread_local! {
-    static ROOM: RefCell<Room> = const { RefCell::new(Room([0; pg_sys::BLCKSZ as usize])) };
+static ROOM: BackendLocal<RefCell<Room>> = BackendLocal::new(RefCell::new(Room([0; pg_sys::BLCKSZ as usize])));
+
+/// A row that still has to be told its place in the order.
+#[derive(Debug)]
+pub(super) struct Row {
+    tuple: pg_sys::HeapTupleData,
+}
+
+impl Row {
+    /// The tuple, at this place. Panics never, so that it can be called where a panic cannot pass.
+    pub(super) fn placed(&mut self, lsn: u64, xid: u64) -> pg_sys::HeapTuple {
+        // SAFETY: the tuple lies in the room, which is aligned for its first columns, two numbers of eight bytes.
+        unsafe {
+            let columns = self.tuple.t_data.byte_add(HEADER_BYTES).cast::<u64>();
+            columns.write(lsn.to_le());
+            columns.add(1).write(xid.to_le());
+        }
+        &raw mut self.tuple
+    }
 }
 
 /// Builds a row and hands it to `insert`. The parts of the payload have at most [`PIECE_BYTES`] together.
-pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(pg_sys::HeapTuple)) {
+pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(Row)) {
     ROOM.with_borrow_mut(|Room(room)| {
         let rest = &mut room[HEADER_BYTES..];
-        let Columns { lsn, xid, chunk, piece, expanded_len } = columns;
-        rest[..8].copy_from_slice(&lsn.to_le_bytes());
-        rest[8..16].copy_from_slice(&xid.to_le_bytes());
+        let Columns { chunk, piece, expanded_len } = columns;
         rest[16..20].copy_from_slice(&chunk.to_le_bytes());
         rest[20..24].copy_from_slice(&piece.to_le_bytes());
         rest[24..PAYLOAD_AT].copy_from_slice(&expanded_len.to_le_bytes());
@@ -65,11 +80,11 @@ pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(
             (*header).t_infomask = pg_sys::HEAP_HASVARWIDTH as u16;
             (*header).t_hoff = HEADER_BYTES as u8;
         }
-        let mut tuple = pg_sys::HeapTupleData {
+        let tuple = pg_sys::HeapTupleData {
             t_len: (HEADER_BYTES + end) as u32,
             t_data: header,
             ..pg_sys::HeapTupleData::default()
         };
-        insert(&raw mut tuple);
+        insert(Row { tuple });
     });
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use pgrx::{PgSqlErrorCode, pg_guard, pg_sys};
 
+use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, Result};
 
 /// How many queue tables take turns.
@@ -22,9 +23,7 @@ pub(crate) struct Tables {
     pub(crate) writing: usize,
 }
 
-thread_local! {
-    static CACHED: Cell<Option<Tables>> = const { Cell::new(None) };
-}
+static CACHED: BackendLocal<Cell<Option<Tables>>> = BackendLocal::new(Cell::new(None));
 
 pub(crate) fn init() {
     // SAFETY: registered once a backend, from _PG_init; the callback lives as long as the process.
@@ -48,10 +47,16 @@ extern "C-unwind" fn forget(_arg: pg_sys::Datum, relid: pg_sys::Oid) {
 ///
 /// # Errors
 /// 55000 if the extension is there and its queue is not.
+#[inline]
 pub(crate) fn lookup() -> Result<Option<Tables>> {
-    if let Some(tables) = CACHED.get() {
-        return Ok(Some(tables));
+    match CACHED.get() {
+        Some(tables) => Ok(Some(tables)),
+        None => look_up(),
     }
+}
+
+#[cold]
+fn look_up() -> Result<Option<Tables>> {
     // SAFETY: catalogue look-ups inside a transaction, with strings that live forever.
     let (turn, queue) = unsafe {
         let schema = pg_sys::get_namespace_oid(c"duplex".as_ptr(), true);

@@ -9,7 +9,9 @@ use std::cell::Cell;
 use duplex_protocol::version::Timestamp;
 use pgrx::pg_sys;
 
-pub(super) use recent::join;
+use crate::backend_local::BackendLocal;
+
+pub(crate) use recent::join;
 
 unsafe extern "C-unwind" {
     // Raises no ERROR; the binding's guard would cost each row more than it does.
@@ -18,10 +20,10 @@ unsafe extern "C-unwind" {
 
 /// A transaction that has committed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Commit {
-    pub(super) commit_ts: Timestamp,
+pub(crate) struct Commit {
+    pub(crate) commit_ts: Timestamp,
     /// The replication origin, as its number in this cluster; 0 for what was written here.
-    pub(super) origin: u16,
+    pub(crate) origin: u16,
 }
 
 /// Answers are good for as many transactions as these low bits of their ids count: ids come round again after four times
@@ -35,17 +37,20 @@ fn current_id() -> u64 {
 }
 
 /// When and from where a transaction was committed. `None` if the server does not know any more: long ago.
-pub(super) fn find(xid: pg_sys::TransactionId) -> Option<Commit> {
-    if xid == pg_sys::TransactionId::INVALID {
+pub(crate) fn find(xid: pg_sys::TransactionId) -> Option<Commit> {
+    if xid < pg_sys::TransactionId::FIRST_NORMAL {
         return None;
     }
-    // This transaction has written a row, so it has an id.
     let asked_by = current_id();
+    if asked_by == 0 {
+        // This transaction has written nothing yet, and does not tell which time round the ids are.
+        return ask(xid);
+    }
     recent::find(xid, asked_by).or_else(|| asked_before(xid, asked_by))
 }
 
 /// This transaction has just been committed.
-pub(super) fn note() {
+pub(crate) fn note() {
     // SAFETY: plain reads of the backend's state. The server has just written the commit down with these two: where there
     // is no origin, it sets the time itself (`RecordTransactionCommit` in `access/transam/xact.c`).
     let (id, commit) = unsafe {
@@ -75,22 +80,18 @@ const KEPT: usize = 128;
 const FREE: Answer =
     Answer { xid: pg_sys::TransactionId::INVALID, commit: Commit { commit_ts: 0, origin: 0 }, asked_by: 0 };
 
-thread_local! {
-    static ANSWERS: Cell<[Answer; KEPT]> = const { Cell::new([FREE; KEPT]) };
-}
+static ANSWERS: BackendLocal<Cell<[Answer; KEPT]>> = BackendLocal::new(Cell::new([FREE; KEPT]));
 
 /// What the server knows. A transaction that wrote many rows, a load, is asked for again and again.
 fn asked_before(xid: pg_sys::TransactionId, asked_by: u64) -> Option<Commit> {
-    ANSWERS.with(|answers| {
-        let place = &answers.as_array_of_cells()[xid.into_inner() as usize % KEPT];
-        let kept = place.get();
-        if kept.xid == xid && kept.asked_by != 0 && asked_by.wrapping_sub(kept.asked_by) >> VALID_BITS == 0 {
-            return Some(kept.commit);
-        }
-        let commit = ask(xid)?;
-        place.set(Answer { xid, commit, asked_by });
-        Some(commit)
-    })
+    let place = &ANSWERS.as_array_of_cells()[xid.into_inner() as usize % KEPT];
+    let kept = place.get();
+    if kept.xid == xid && kept.asked_by != 0 && asked_by.wrapping_sub(kept.asked_by) >> VALID_BITS == 0 {
+        return Some(kept.commit);
+    }
+    let commit = ask(xid)?;
+    place.set(Answer { xid, commit, asked_by });
+    Some(commit)
 }
 
 #[cold]
