@@ -143,9 +143,12 @@ pub(crate) fn queue_segment_size() -> u64 {
     queue_limit().map_or(segment, |(limit, _)| segment.min(limit / 4))
 }
 
-/// Bytes that the queue may have on disk, and what happens beyond; `None` without a limit.
+/// Bytes that the queue may have on disk, and what happens beyond; `None` without a limit. Every captured transaction asks.
+#[inline]
 pub(crate) fn queue_limit() -> Option<(u64, QueueFull)> {
-    let kilobytes = u64::try_from(QUEUE_MAX_BYTES.get()).ok()?;
+    // SAFETY: the GUC machinery owns the variable, and only this thread runs, which `get` would make sure of first.
+    let kilobytes = unsafe { *QUEUE_MAX_BYTES.as_ptr() };
+    let kilobytes = u64::try_from(kilobytes).ok()?;
     Some((kilobytes << 10, QUEUE_FULL.get()))
 }
 

@@ -75,20 +75,54 @@ impl<'b> RowWriter<'b> {
         Self { room, at: LENGTH_BYTES }
     }
 
+    #[inline(never)]
     fn field<T: Encode>(&mut self, value: &T) {
         let encoded = bincode::encode_into_slice(value, &mut self.room[self.at..], ENCODE);
         self.at += encoded.expect("there is room enough");
     }
 
-    /// A number: a length, a count, or that of a variant.
+    /// A number of any width: a length, a count, that of a variant.
     #[inline]
     fn number(&mut self, number: u64) {
-        // What bincode makes of one up to 250, of any width, is that one byte.
+        // What bincode makes of one up to 250 is that one byte.
         if number <= SHORT as u64 {
             self.room[self.at] = number as u8;
             self.at += 1;
         } else {
-            self.field(&number);
+            self.large(number);
+        }
+    }
+
+    /// What bincode makes of larger ones is a mark that says how long they are, and the bytes, least first.
+    fn large(&mut self, number: u64) {
+        let room = &mut self.room[self.at..];
+        self.at += if let Ok(short) = u16::try_from(number) {
+            room[0] = 251;
+            room[1..3].copy_from_slice(&short.to_le_bytes());
+            3
+        } else if let Ok(middle) = u32::try_from(number) {
+            room[0] = 252;
+            room[1..5].copy_from_slice(&middle.to_le_bytes());
+            5
+        } else {
+            room[0] = 253;
+            room[1..9].copy_from_slice(&number.to_le_bytes());
+            9
+        };
+    }
+
+    #[inline]
+    fn replaced(&mut self, replaced: Replaced) {
+        match replaced {
+            Replaced::Nothing => self.number(0),
+            Replaced::SameTransaction => self.number(1),
+            Replaced::Ancient => self.number(2),
+            Replaced::Version { commit_ts, origin } => {
+                self.number(3);
+                // Numbers that may be negative are interleaved: 0, -1, 1, -2, …
+                self.number(((commit_ts << 1) ^ (commit_ts >> 63)).cast_unsigned());
+                self.number(origin.into());
+            }
         }
     }
 
@@ -97,6 +131,7 @@ impl<'b> RowWriter<'b> {
         self.at += bytes.len();
     }
 
+    #[inline]
     fn contributions(&mut self, contributions: &[Contribution<'_>]) {
         if contributions.is_empty() { self.number(0) } else { self.field(&contributions) }
     }
@@ -113,9 +148,9 @@ impl<'b> RowWriter<'b> {
     ) -> Self {
         let mut writer = Self::open(room);
         writer.number(PUT);
-        writer.field(&relation);
+        writer.number(relation.into());
         writer.number(kind as u64);
-        writer.field(&replaced);
+        writer.replaced(replaced);
         writer.number(changed.len() as u64);
         writer.raw(changed);
         writer.contributions(contributions);
@@ -147,8 +182,8 @@ impl<'b> RowWriter<'b> {
     ) -> Self {
         let mut writer = Self::open(room);
         writer.number(DELETE);
-        writer.field(&relation);
-        writer.field(&replaced);
+        writer.number(relation.into());
+        writer.replaced(replaced);
         writer.contributions(contributions);
         writer.number(columns as u64);
         writer

@@ -18,15 +18,31 @@ unsafe extern "C-unwind" {
 /// A row of this node's own.
 const LOCAL: u32 = 0;
 
+/// Says that [`version`] will be asked for this tuple's soon.
+///
+/// # Safety
+/// As [`version`].
+#[inline]
+pub(super) unsafe fn expect(tuple: pg_sys::HeapTuple) {
+    // SAFETY: as the caller promises.
+    unsafe { commits::expect(writer(tuple)) };
+}
+
+/// The transaction that wrote a tuple: the raw id, which a frozen row still has.
+#[inline]
+unsafe fn writer(tuple: pg_sys::HeapTuple) -> pg_sys::TransactionId {
+    // SAFETY: a tuple from a table holds the heap's fields, not those of a datum.
+    unsafe { (*(*tuple).t_data).t_choice.t_heap.t_xmin }
+}
+
 /// The version of an old tuple.
 ///
 /// # Safety
 /// `tuple` is a valid heap tuple as it was in its table.
 #[inline]
 pub(super) unsafe fn version(tuple: pg_sys::HeapTuple) -> Replaced {
-    // The raw id: a frozen row still has it.
-    // SAFETY: a tuple from a table holds the heap's fields, not those of a datum.
-    let xmin = unsafe { (*(*tuple).t_data).t_choice.t_heap.t_xmin };
+    // SAFETY: as the caller promises.
+    let xmin = unsafe { writer(tuple) };
     if let Some(known) = transaction::known_version(xmin.into_inner()) {
         return known;
     }

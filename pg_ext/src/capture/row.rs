@@ -111,6 +111,7 @@ unsafe fn copy_updated(table: &Rc<Table>, old: pg_sys::HeapTuple, new: pg_sys::H
     let mut written = 0;
     // SAFETY: as the caller promises.
     unsafe {
+        replaced::expect(old);
         if !encode::compare_stored(table, old, new, changed) {
             return Ok(false);
         }

@@ -1,6 +1,6 @@
 //! What this backend's transaction has captured, from its first row to the queue.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 
@@ -15,7 +15,7 @@ use crate::backend_local::BackendLocal;
 use crate::commits;
 use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
-use crate::queue::append::{FlushPoint, QueueWriter};
+use crate::queue::append::{FlushPoint, QueueWriter, ShortRow};
 use crate::queue::short::ShortBody;
 
 /// Positions of what is captured after the flush are counted in chunks from here on. No body is as long.
@@ -56,6 +56,9 @@ static CURRENT: BackendLocal<RefCell<Transaction>> = BackendLocal::new(RefCell::
     version: None,
 }));
 
+/// What is to be inserted at the end of the transaction; nothing in between.
+static READY: BackendLocal<Cell<Option<ShortRow>>> = BackendLocal::new(Cell::new(None));
+
 unsafe extern "C-unwind" {
     // The binding is made for functions that may raise an ERROR, which costs each row more than this one does.
     fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
@@ -70,20 +73,37 @@ pub(super) fn init() {
     }
 }
 
-#[pg_guard]
+/// Nothing in it has a destructor, but what is within the guards of the functions that it calls: an ERROR passes through.
 unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     use pg_sys::XactEvent::*;
     match event {
         // The only events in which an ERROR is allowed: it turns the commit into an abort.
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => flush().or_raise(),
-        XACT_EVENT_COMMIT => {
-            commits::note();
-            over();
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
+            before_the_end();
+            if let Some(row) = READY.take() {
+                // SAFETY: readied just now, in a transaction that has written.
+                let point = unsafe { row.insert() };
+                at_an_end(|current| current.flushed = Some(point));
+            }
         }
-        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => over(),
+        XACT_EVENT_COMMIT => at_the_end(true),
+        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => at_the_end(false),
         // Parallel workers do not write.
         _ => {}
     }
+}
+
+#[pg_guard]
+extern "C-unwind" fn before_the_end() {
+    READY.set(ready().or_raise());
+}
+
+#[pg_guard]
+extern "C-unwind" fn at_the_end(has_committed: bool) {
+    if has_committed {
+        commits::note();
+    }
+    over();
 }
 
 /// The transaction is over, one way or the other. Must not fail.
@@ -140,7 +160,7 @@ pub(super) fn add(
         current.buffer.settle()?;
         Result::Ok(current.is_late)
     })?;
-    if is_late { flush() } else { Ok(()) }
+    if is_late { flush_late() } else { Ok(()) }
 }
 
 /// Writes at once what was remembered of a change that comes after the flush.
@@ -180,54 +200,65 @@ pub(super) fn origin_name(replaced: Replaced) -> Option<String> {
     })
 }
 
-/// Writes what was captured into the queue, and what it leaves in registers.
-fn flush() -> Result<()> {
+/// Readies what was captured for the queue, and writes what it leaves in registers. Only a short transaction has something to
+/// insert then: what others have captured is in the queue already.
+fn ready() -> Result<Option<ShortRow>> {
     // SAFETY: inside a transaction that is not aborted.
     unsafe { pending::settle() };
     // What PostgreSQL does from here on writes to no captured table, which would want this, too.
     CURRENT.with_borrow_mut(|current| {
         current.make_cut()?;
-        let Transaction { buffer, described, flushed, is_late, .. } = current;
-        if !buffer.is_empty() {
-            commits::join();
-            let mut writer = QueueWriter::open(*flushed)?;
-            match short_body(buffer, described, *flushed) {
-                Some(body) => {
-                    writer.append_short(&body);
-                    buffer.reset();
-                }
-                None => append_all(&mut writer, buffer)?,
-            }
-            *flushed = Some(writer.close());
+        current.is_late = true;
+        if current.buffer.is_empty() {
+            return Ok(None);
         }
-        *is_late = true;
-        Ok(())
+        commits::join();
+        let row = match current.short_body() {
+            Some(body) => ShortRow::ready(&body)?,
+            None => {
+                current.append_all()?;
+                None
+            }
+        };
+        current.buffer.reset();
+        Ok(row)
     })
 }
 
-#[inline(never)]
-fn append_all(writer: &mut QueueWriter, buffer: &mut Buffer) -> Result<()> {
-    buffer.drain(|body, expanded_len| writer.append(body, expanded_len))
-}
-
-/// The body without its descriptors, where the queue may have it so.
-fn short_body<'b>(
-    buffer: &'b Buffer,
-    described: &[(Rc<Table>, Position)],
-    after: Option<FlushPoint>,
-) -> Option<ShortBody<'b>> {
-    // Positions count from the first flush on.
-    let body = if after.is_none() { buffer.unsealed()? } else { return None };
-    let mut short = ShortBody::of(body);
-    for (table, position) in described {
-        if let Some(digest) = &table.digest {
-            short.leave_out(*position as usize, table.descriptor.len(), digest)?;
-        }
-    }
-    short.is_worth_it().then_some(short)
+/// Writes at once what comes after that.
+#[cold]
+fn flush_late() -> Result<()> {
+    // SAFETY: inside a transaction that is not aborted.
+    unsafe { pending::settle() };
+    CURRENT.with_borrow_mut(|current| {
+        current.make_cut()?;
+        current.append_all()
+    })
 }
 
 impl Transaction {
+    /// The body without its descriptors, where the queue may have it so.
+    fn short_body(&self) -> Option<ShortBody<'_>> {
+        // Positions count from the first flush on.
+        let body = if self.flushed.is_none() { self.buffer.unsealed()? } else { return None };
+        let mut short = ShortBody::of(body);
+        for (table, position) in &self.described {
+            if let Some(digest) = &table.digest {
+                short.leave_out(*position as usize, table.descriptor.len(), digest)?;
+            }
+        }
+        short.is_worth_it().then_some(short)
+    }
+
+    /// Writes the body into the queue.
+    #[inline(never)]
+    fn append_all(&mut self) -> Result<()> {
+        let mut writer = QueueWriter::begin(self.flushed)?;
+        self.buffer.drain(|body, expanded_len| writer.append(body, expanded_len))?;
+        self.flushed = Some(writer.close());
+        Ok(())
+    }
+
     fn position(&self) -> Position {
         if self.is_late {
             FLUSHED + self.flushed.map_or(0, |point| Position::from(point.next_chunk))

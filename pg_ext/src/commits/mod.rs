@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 
 use crate::backend_local::BackendLocal;
 
-pub(crate) use recent::join;
+pub(crate) use recent::{expect, join};
 
 unsafe extern "C-unwind" {
     // Raises no ERROR; the binding's guard would cost each row more than it does.

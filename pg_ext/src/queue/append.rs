@@ -10,13 +10,12 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
-use super::row::{Columns, PIECE_BYTES, with_row};
+use super::row::{self, Columns, PIECE_BYTES, Row};
 use super::short::ShortBody;
 use super::{limit, tables};
 use crate::errors::Result;
 
-// Of the bindings each has a guard of its own, which every transaction would pay for. Here all that a short transaction calls
-// shares one.
+// Of the bindings each has a guard of its own, which every transaction would pay for.
 unsafe extern "C-unwind" {
     fn table_open(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
     fn GetXLogInsertRecPtr() -> pg_sys::XLogRecPtr;
@@ -46,10 +45,78 @@ pub(crate) struct FlushPoint {
     pub(crate) next_chunk: u32,
 }
 
-/// The queue table that writers append to, for one transaction's chunks.
+/// The queue table that writers append to.
+///
+/// # Safety
+/// At pre-commit, inside a transaction that has written and so has a transaction id. An ERROR may come from it.
+unsafe fn open(table: pg_sys::Oid) -> (pg_sys::Relation, u64) {
+    // SAFETY: as the caller promises. The lock stays to the end of the transaction.
+    unsafe { (table_open(table, pg_sys::RowExclusiveLock.cast_signed()), GetTopFullTransactionId().value) }
+}
+
+/// # Safety
+/// The relation is open, and the row is the one built last. An ERROR may come from it.
+unsafe fn insert(relation: pg_sys::Relation, mut row: Row, lsn: u64, xid: u64) {
+    // SAFETY: as the caller promises. heap_insert copies the row.
+    unsafe {
+        let row = row.placed(lsn, xid);
+        heap_insert(relation, row, GetCurrentCommandId(true), INSERT_OPTIONS, std::ptr::null_mut());
+    }
+}
+
+/// The table to append to; `None` where the extension was dropped in this very transaction: there is no node any more to
+/// capture for.
+///
+/// # Errors
+/// As [`tables::lookup`] and [`limit::check`].
+fn table() -> Result<Option<pg_sys::Oid>> {
+    let Some(tables) = tables::lookup()? else { return Ok(None) };
+    limit::check(&tables)?;
+    Ok(Some(tables.queue[tables.writing]))
+}
+
+/// The only row of a short transaction, ready to be inserted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ShortRow {
+    table: pg_sys::Oid,
+    row: Row,
+}
+
+impl ShortRow {
+    /// `None` where nobody captures any more.
+    ///
+    /// # Errors
+    /// As [`QueueWriter::begin`].
+    pub(crate) fn ready(body: &ShortBody<'_>) -> Result<Option<Self>> {
+        Ok(table()?.map(|table| {
+            let row = body.with_parts(|described, parts| {
+                row::build(Columns { chunk: 0, piece: 0, expanded_len: described }, parts)
+            });
+            Self { table, row }
+        }))
+    }
+
+    /// Inserts it. The ordering position is taken here: a transaction that waited for another one comes here only after that
+    /// one's commit, so its position is the greater one.
+    ///
+    /// # Safety
+    /// At pre-commit, before any other row is readied. An ERROR passes through the callers, which hold nothing that has a
+    /// destructor: there is no guard here, because every transaction would pay for it.
+    pub(crate) unsafe fn insert(self) -> FlushPoint {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (relation, xid) = open(self.table);
+            let lsn = GetXLogInsertRecPtr();
+            insert(relation, self.row, lsn, xid);
+            table_close(relation, pg_sys::NoLock.cast_signed());
+            FlushPoint { lsn, next_chunk: 1 }
+        }
+    }
+}
+
+/// Appends a transaction's chunks.
 #[derive(Debug)]
 pub(crate) struct QueueWriter {
-    /// Nothing where the extension was dropped in this very transaction: there is no node any more to capture for.
     table: Option<pg_sys::Oid>,
     /// Null until the first row.
     relation: pg_sys::Relation,
@@ -58,58 +125,40 @@ pub(crate) struct QueueWriter {
 }
 
 impl QueueWriter {
-    /// Readies the current queue table; `after` continues an earlier flush of this transaction.
+    /// Begins; `after` continues an earlier flush of this transaction.
     ///
     /// # Errors
-    /// As [`tables::lookup`] and [`limit::check`].
-    pub(crate) fn open(after: Option<FlushPoint>) -> Result<Self> {
-        let tables = tables::lookup()?;
-        if let Some(tables) = &tables {
-            limit::check(tables)?;
-        }
-        let table = tables.map(|tables| tables.queue[tables.writing]);
-        Ok(Self { table, relation: std::ptr::null_mut(), xid: 0, point: after.unwrap_or_default() })
+    /// 55000 if the queue is not there, 53400 if it is full and is to refuse.
+    pub(crate) fn begin(after: Option<FlushPoint>) -> Result<Self> {
+        Ok(Self { table: table()?, relation: std::ptr::null_mut(), xid: 0, point: after.unwrap_or_default() })
     }
 
     /// Appends one chunk; `expanded_len` is 0 if `body` is not compressed.
     pub(crate) fn append(&mut self, body: &[u8], expanded_len: u32) -> Result<()> {
         for (number, piece) in body.chunks(PIECE_BYTES).enumerate() {
-            self.insert(number as u32, expanded_len, &[piece]);
+            self.insert(number as u32, expanded_len, piece);
         }
         self.point.next_chunk += 1;
         Ok(())
     }
 
-    /// Appends one chunk without its descriptors.
-    pub(crate) fn append_short(&mut self, body: &ShortBody<'_>) {
-        body.with_parts(|described, parts| self.insert(0, described, parts));
-        self.point.next_chunk += 1;
-    }
-
-    /// The ordering position is taken at the first row: a transaction that waited for another one comes here only after that
-    /// one's commit, so its position is the greater one.
-    fn insert(&mut self, piece: u32, expanded_len: u32, payload: &[&[u8]]) {
+    fn insert(&mut self, piece: u32, expanded_len: u32, payload: &[u8]) {
         let Some(table) = self.table else { return };
         let Self { relation, xid, point, .. } = self;
-        let columns = Columns { chunk: point.next_chunk, piece, expanded_len };
-        with_row(columns, payload, |mut row| {
-            // SAFETY: called at pre-commit, inside a transaction that has written and so has a transaction id; the table is open
-            // with its lock until the end of the transaction; heap_insert copies the row, which is complete. Nothing within
-            // the guard has a destructor.
-            unsafe {
-                guarded(|| {
-                    if relation.is_null() {
-                        *relation = table_open(table, pg_sys::RowExclusiveLock.cast_signed());
-                        *xid = GetTopFullTransactionId().value;
-                        if point.lsn == 0 {
-                            point.lsn = GetXLogInsertRecPtr();
-                        }
+        let row = row::build(Columns { chunk: point.next_chunk, piece, expanded_len }, &[payload]);
+        // SAFETY: called at pre-commit; the relation stays open until `close`. Nothing within the guard has a destructor, and
+        // nothing panics.
+        unsafe {
+            guarded(|| {
+                if relation.is_null() {
+                    (*relation, *xid) = open(table);
+                    if point.lsn == 0 {
+                        point.lsn = GetXLogInsertRecPtr();
                     }
-                    let row = row.placed(point.lsn, *xid);
-                    heap_insert(*relation, row, GetCurrentCommandId(true), INSERT_OPTIONS, std::ptr::null_mut());
-                });
-            }
-        });
+                }
+                insert(*relation, row, point.lsn, *xid);
+            });
+        }
     }
 
     /// Closes the table, keeping its lock to the end of the transaction.

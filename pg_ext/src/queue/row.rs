@@ -37,14 +37,14 @@ struct Room([u8; pg_sys::BLCKSZ as usize]);
 
 static ROOM: BackendLocal<RefCell<Room>> = BackendLocal::new(RefCell::new(Room([0; pg_sys::BLCKSZ as usize])));
 
-/// A row that still has to be told its place in the order.
-#[derive(Debug)]
+/// A row that still has to be told its place in the order. Good until the next one is built.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     tuple: pg_sys::HeapTupleData,
 }
 
 impl Row {
-    /// The tuple, at this place. Panics never, so that it can be called where a panic cannot pass.
+    /// The tuple, at this place. Never panics.
     pub(super) fn placed(&mut self, lsn: u64, xid: u64) -> pg_sys::HeapTuple {
         // SAFETY: the tuple lies in the room, which is aligned for its first columns, two numbers of eight bytes.
         unsafe {
@@ -56,8 +56,8 @@ impl Row {
     }
 }
 
-/// Builds a row and hands it to `insert`. The parts of the payload have at most [`PIECE_BYTES`] together.
-pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(Row)) {
+/// Builds a row. The parts of the payload have at most [`PIECE_BYTES`] together.
+pub(super) fn build(columns: Columns, payload: &[&[u8]]) -> Row {
     ROOM.with_borrow_mut(|Room(room)| {
         let rest = &mut room[HEADER_BYTES..];
         let Columns { chunk, piece, expanded_len } = columns;
@@ -85,6 +85,6 @@ pub(super) fn with_row(columns: Columns, payload: &[&[u8]], insert: impl FnOnce(
             t_data: header,
             ..pg_sys::HeapTupleData::default()
         };
-        insert(Row { tuple });
-    });
+        Row { tuple }
+    })
 }

@@ -62,12 +62,12 @@ impl<'b> ShortBody<'b> {
     }
 
     /// Shows the row's `expanded_len` and the parts of its payload.
-    pub(crate) fn with_parts(&self, show: impl FnOnce(u32, &[&[u8]])) {
+    pub(crate) fn with_parts<R>(&self, show: impl FnOnce(u32, &[&[u8]]) -> R) -> R {
         let mut parts: [&[u8]; MOST + 2] = [&[]; MOST + 2];
         parts[0] = self.notes[..self.count].as_flattened();
         parts[1..=self.count].copy_from_slice(&self.pieces[..self.count]);
         parts[self.count + 1] = self.rest;
-        show((self.count as u32).wrapping_neg(), &parts[..self.count + 2]);
+        show((self.count as u32).wrapping_neg(), &parts[..self.count + 2])
     }
 }
 
