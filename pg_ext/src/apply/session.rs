@@ -285,6 +285,8 @@ unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type,
         XACT_EVENT_PRE_COMMIT => origin::before_commit(),
         XACT_EVENT_PRE_PREPARE => origin::before_prepare().or_raise(),
         XACT_EVENT_COMMIT => {
+            // Before the next line: it forgets what the server has just written down.
+            commits::note();
             origin::committed();
             batch::forget_chunks();
         }

@@ -49,7 +49,8 @@ pub(crate) fn find(xid: pg_sys::TransactionId) -> Option<Commit> {
     recent::find(xid, asked_by).or_else(|| asked_before(xid, asked_by))
 }
 
-/// This transaction has just been committed.
+/// This transaction has just been committed. Who sets the time of its commits says so before it takes that back; whoever comes
+/// later finds no time, and leaves it.
 pub(crate) fn note() {
     // SAFETY: plain reads of the backend's state. The server has just written the commit down with these two: where there
     // is no origin, it sets the time itself (`RecordTransactionCommit` in `access/transam/xact.c`).
@@ -60,7 +61,7 @@ pub(crate) fn note() {
         let commit_ts = pg_sys::replorigin_session_origin_timestamp;
         (current_id(), Commit { commit_ts, origin: pg_sys::replorigin_session_origin })
     };
-    if id != 0 {
+    if id != 0 && commit.commit_ts != 0 {
         recent::note(id, commit);
     }
 }
