@@ -142,10 +142,38 @@ async fn a_server_without_dynamic_shared_memory_has_them_right_too() -> Result<(
     let folder = PathBuf::from(node.one("show data_directory").await?).join("pg_dynshmem");
     // The server's user is never root, so this holds for it.
     std::fs::set_permissions(&folder, Permissions::from_mode(0o500))?;
-    race(&lab).await?;
+    let raced = race(&lab).await;
+    // Before anything can fail: who removes the lab has to get in.
     std::fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+    raced?;
     assert_eq!(segments(node).await?, before);
     let log = std::fs::read_to_string(node.cluster().log())?;
     assert!(!log.contains("leak"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_peer_wrote_is_replaced_as_the_peers() -> Result<()> {
+    let lab = Lab::builder().nodes(2).start().await?;
+    lab.create_everywhere(SCHEMA, &["hot"]).await?;
+    let [a, b] = lab.pair();
+    a.exec("update hot set v = 1").await?;
+    lab.settled().await?;
+    lab.stop_relays()?;
+    let sql = "select to_char(pg_xact_commit_timestamp(xmin) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')
+        from hot where id = 1";
+    let written = a.one(sql).await?;
+    let mut drain = Drain::open(b).await?;
+    drain.rest().await?;
+    let session = b.connect().await?;
+    // A session asks the server for the first; the second it finds where the session that applied both has noted it.
+    for id in [1, 2] {
+        session.exec(&format!("update hot set v = 2 where id = {id}")).await?;
+        let shown: Vec<_> = drain.rest().await?.into_iter().flat_map(|transaction| transaction.shown).collect();
+        let [change] = &shown[..] else { panic!("one change: {shown:?}") };
+        let replaced = change["replaced"]["commit_time"].as_str().with_context(|| format!("{change}"))?;
+        assert_eq!((&change["key"]["id"], &change["replaced"]["node"]), (&id.into(), &a.name().into()), "{change}");
+        assert_eq!(micros(replaced)?, written, "{change}");
+    }
     Ok(())
 }
