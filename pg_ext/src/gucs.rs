@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
+#[unsafe(link_section = ".data.duplex_hot")]
 static ORIGIN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static TRANSACTION_BUFFER: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static QUEUE_SEGMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
+#[unsafe(link_section = ".data.duplex_hot")]
 static QUEUE_MAX_BYTES: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static QUEUE_FULL: GucSetting<QueueFull> = GucSetting::<QueueFull>::new(QueueFull::Warn);
 static CONFLICT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);

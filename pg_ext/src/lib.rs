@@ -10,6 +10,7 @@
 //! | `btree` | looking a key up in an index, mostly without a scan |
 //! | `gucs`, `errors`, `node` | settings; errors as PostgreSQL reports them; who this node and its peers are |
 //! | `backend_local` | variables of a backend |
+//! | `hot` | what each short transaction runs through, kept together |
 //! | `commits` | when and from where transactions were committed |
 //! | `slot` | reading the values of a slot |
 //!
@@ -28,6 +29,7 @@ mod commits;
 mod conflict;
 mod errors;
 mod gucs;
+mod hot;
 mod node;
 mod queue;
 mod slot;

@@ -36,6 +36,7 @@ pub fn append_entry(entry: &Entry<'_>, out: &mut Vec<u8>) {
 /// A frame begins with its content's length.
 const LENGTH_BYTES: usize = 4;
 
+#[inline]
 fn frame_length(content: usize) -> [u8; LENGTH_BYTES] {
     u32::try_from(content).expect("a row is at most 1 GiB").to_le_bytes()
 }
@@ -111,21 +112,24 @@ impl<'b> RowWriter<'b> {
         };
     }
 
-    #[inline]
+    #[inline(always)]
     fn replaced(&mut self, replaced: Replaced) {
-        match replaced {
-            Replaced::Nothing => self.number(0),
-            Replaced::SameTransaction => self.number(1),
-            Replaced::Ancient => self.number(2),
-            Replaced::Version { commit_ts, origin } => {
-                self.number(3);
-                // Numbers that may be negative are interleaved: 0, -1, 1, -2, …
-                self.number(((commit_ts << 1) ^ (commit_ts >> 63)).cast_unsigned());
-                self.number(origin.into());
-            }
+        // What most rows have first, and by itself: of four ways the compiler makes a table of jumps.
+        if let Replaced::Version { commit_ts, origin } = replaced {
+            self.number(3);
+            // Numbers that may be negative are interleaved: 0, -1, 1, -2, …
+            self.number(((commit_ts << 1) ^ (commit_ts >> 63)).cast_unsigned());
+            self.number(origin.into());
+        } else {
+            self.number(match replaced {
+                Replaced::Nothing => 0,
+                Replaced::SameTransaction => 1,
+                _ => 2,
+            });
         }
     }
 
+    #[inline]
     fn raw(&mut self, bytes: &[u8]) {
         self.room[self.at..self.at + bytes.len()].copy_from_slice(bytes);
         self.at += bytes.len();
@@ -137,6 +141,7 @@ impl<'b> RowWriter<'b> {
     }
 
     /// Begins a `Put` of `columns` values.
+    #[inline(always)]
     pub fn put(
         room: &'b mut [u8],
         relation: u32,
@@ -230,6 +235,7 @@ impl<'b> RowWriter<'b> {
     }
 
     /// The row is complete. Returns the length of its frame.
+    #[inline]
     pub fn finish(self) -> usize {
         self.room[..LENGTH_BYTES].copy_from_slice(&frame_length(self.at - LENGTH_BYTES));
         self.at

@@ -194,6 +194,7 @@ impl Buffer {
     }
 
     /// Forgets everything. Cannot fail: a temporary file that is still open belongs to the transaction, which closes it.
+    #[unsafe(link_section = ".text.duplex_hot")]
     pub(super) fn reset(&mut self) {
         self.sealed = Vec::new();
         self.in_memory = 0;

@@ -21,6 +21,7 @@ use super::row::{self, RowEvent};
 use crate::apply::table::list_cells;
 use crate::errors::{OrRaise as _, Result};
 use crate::gucs;
+use crate::hot::guarded;
 
 /// What [`duplex.enable`](../../../sql/12_enable.sql) calls the trigger.
 const NAME: &CStr = c"00_duplex_capture";
@@ -28,8 +29,10 @@ const NAME: &CStr = c"00_duplex_capture";
 // Not thread-local: there is one thread, and finding such a variable costs a call, for each statement of the session.
 
 /// `duplex.capture_row()`, once it was looked up; no function has the oid 0.
+#[unsafe(link_section = ".data.duplex_hot")]
 static CAPTURE_ROW: AtomicU32 = AtomicU32::new(0);
 /// Who else wants to know of statements that start.
+#[unsafe(link_section = ".data.duplex_hot")]
 static NEXT: OnceLock<pg_sys::ExecutorStart_hook_type> = OnceLock::new();
 
 /// Registers for the start of statements; called once in a backend.
@@ -77,6 +80,7 @@ unsafe extern "C-unwind" {
 }
 
 /// The hook. Nothing in it or in what it calls has a destructor: an ERROR passes through, as if there was no hook.
+#[unsafe(link_section = ".text.duplex_hot")]
 unsafe extern "C-unwind" fn statement_starts(query: *mut pg_sys::QueryDesc, flags: c_int) {
     // SAFETY: PostgreSQL passes a valid query, which has its state once it has started.
     unsafe {
@@ -124,7 +128,7 @@ unsafe fn attach(estate: *mut pg_sys::EState, written: *mut pg_sys::ResultRelInf
 }
 
 /// The condition: captures the row. True if it is left to the trigger.
-#[pg_guard]
+#[unsafe(link_section = ".text.duplex_hot")]
 unsafe extern "C-unwind" fn row_is_written(
     condition: *mut pg_sys::ExprState,
     context: *mut pg_sys::ExprContext,
@@ -133,8 +137,11 @@ unsafe extern "C-unwind" fn row_is_written(
     // SAFETY: the executor evaluates what `attach` made, with the row's images as a trigger's condition has them.
     unsafe {
         *is_null = false;
-        let is_left = !gucs::is_replication() && !capture((*condition).evalfunc_private.cast(), context).or_raise();
-        pg_sys::Datum::from(is_left)
+        if gucs::is_replication() {
+            return pg_sys::Datum::from(false);
+        }
+        let is_captured = guarded(|| capture((*condition).evalfunc_private.cast(), context).or_raise());
+        pg_sys::Datum::from(!is_captured)
     }
 }
 

@@ -146,6 +146,7 @@ pub(super) unsafe fn copied_size(table: &Table, tuple: pg_sys::HeapTuple) -> usi
 /// # Safety
 /// `tuple` is a tuple of `table`, all of whose columns are copied.
 #[inline]
+#[unsafe(link_section = ".text.duplex_hot")]
 pub(super) unsafe fn copy(table: &Table, tuple: pg_sys::HeapTuple, mut writer: RowWriter<'_>) -> usize {
     // SAFETY: as the caller promises: the slots are those of the tuple's attributes, in their order, and a value of a fixed
     // length has as many bytes. Bytes have no alignment.

@@ -85,11 +85,13 @@ pub(super) struct Table {
 const PLACES: usize = 16;
 
 /// Those asked for last, each in the one place that its oid says: a transaction mostly writes to few tables.
+#[unsafe(link_section = ".data.duplex_hot")]
 static LATEST: BackendLocal<RefCell<[Option<Rc<Table>>; PLACES]>> =
     BackendLocal::new(RefCell::new([const { None }; PLACES]));
 static TABLES: BackendLocal<RefCell<BTreeMap<u32, Rc<Table>>>> = BackendLocal::new(RefCell::new(BTreeMap::new()));
 
 /// A notice that came while the cache was borrowed: everything is stale.
+#[unsafe(link_section = ".data.duplex_hot")]
 static ALL_STALE: AtomicBool = AtomicBool::new(false);
 
 /// Registers for notices of change; called once in a backend.
@@ -132,6 +134,7 @@ fn mark_stale(is_affected: impl Fn(&Table) -> bool) {
 
 /// What is known of an open table.
 #[inline]
+#[unsafe(link_section = ".text.duplex_hot")]
 pub(super) fn lookup(relation: &pg_sys::RelationData) -> Result<Rc<Table>> {
     // SAFETY: an open relation has a tuple descriptor.
     let attributes = unsafe { (*relation.rd_att).natts } as usize;

@@ -83,10 +83,13 @@ fn look_up(xmin: pg_sys::TransactionId) -> Replaced {
 
 /// The number by which the body refers to the node behind a replication origin. An origin of somebody else's is nobody
 /// that the peers know: what it brought was first written here.
+#[inline]
 fn sender_of(origin: u32) -> u32 {
-    if origin == LOCAL {
-        return LOCAL;
-    }
+    if origin == LOCAL { LOCAL } else { sender_behind(origin) }
+}
+
+#[inline(never)]
+fn sender_behind(origin: u32) -> u32 {
     let is_peer = transaction::known_origin(origin).unwrap_or_else(|| {
         let peer = peer_name(origin);
         let is_peer = peer.is_some();

@@ -32,6 +32,7 @@ static SCRATCH: BackendLocal<Cell<Option<Scratch>>> = BackendLocal::new(Cell::ne
 /// # Safety
 /// The relation is open and `table` describes it; the tuples are of it.
 #[inline]
+#[unsafe(link_section = ".text.duplex_hot")]
 pub(super) unsafe fn capture(table: &Rc<Table>, relation: &pg_sys::RelationData, event: RowEvent) -> Result<()> {
     table.check_writable()?;
     if let Some((registers, kept)) = table.kept() {
@@ -87,6 +88,7 @@ unsafe fn insert(
 
 /// Captures a row that was inserted by copying it from its tuple; false if that cannot be done.
 #[inline]
+#[unsafe(link_section = ".text.duplex_hot")]
 unsafe fn copy_inserted(table: &Rc<Table>, tuple: pg_sys::HeapTuple) -> Result<bool> {
     let mut written = 0;
     // SAFETY: as the caller promises.
@@ -102,6 +104,7 @@ unsafe fn copy_inserted(table: &Rc<Table>, tuple: pg_sys::HeapTuple) -> Result<b
 /// Captures a row that was updated by copying it from its tuple; false if that cannot be done, or if its key has changed. What
 /// registers remember of unique values is left to others.
 #[inline]
+#[unsafe(link_section = ".text.duplex_hot")]
 unsafe fn copy_updated(table: &Rc<Table>, old: pg_sys::HeapTuple, new: pg_sys::HeapTuple) -> Result<bool> {
     /// What wider tables' bitmaps need is not worth a place here.
     const MOST: usize = 32;

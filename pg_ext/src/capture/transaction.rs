@@ -1,6 +1,6 @@
 //! What this backend's transaction has captured, from its first row to the queue.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::rc::Rc;
 
@@ -15,6 +15,7 @@ use crate::backend_local::BackendLocal;
 use crate::commits;
 use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
+use crate::hot::guarded;
 use crate::queue::append::{FlushPoint, QueueWriter, ShortRow};
 use crate::queue::short::ShortBody;
 
@@ -44,6 +45,7 @@ struct Transaction {
     version: Option<(u32, Replaced)>,
 }
 
+#[unsafe(link_section = ".data.duplex_hot")]
 static CURRENT: BackendLocal<RefCell<Transaction>> = BackendLocal::new(RefCell::new(Transaction {
     serial: 1,
     buffer: Buffer::new(),
@@ -55,9 +57,6 @@ static CURRENT: BackendLocal<RefCell<Transaction>> = BackendLocal::new(RefCell::
     origins: Vec::new(),
     version: None,
 }));
-
-/// What is to be inserted at the end of the transaction; nothing in between.
-static READY: BackendLocal<Cell<Option<ShortRow>>> = BackendLocal::new(Cell::new(None));
 
 unsafe extern "C-unwind" {
     // The binding is made for functions that may raise an ERROR, which costs each row more than this one does.
@@ -73,40 +72,31 @@ pub(super) fn init() {
     }
 }
 
-/// Nothing in it has a destructor, but what is within the guards of the functions that it calls: an ERROR passes through.
+/// Nothing in it has a destructor, but what is within guards: an ERROR passes through.
+#[unsafe(link_section = ".text.duplex_hot")]
 unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     use pg_sys::XactEvent::*;
-    match event {
+    // Compared one by one: a table of where to go is one more place in memory, which nothing else keeps near.
+    if event == XACT_EVENT_COMMIT {
+        guarded(|| {
+            commits::note();
+            over();
+        });
+    } else if event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE {
         // The only events in which an ERROR is allowed: it turns the commit into an abort.
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            before_the_end();
-            if let Some(row) = READY.take() {
-                // SAFETY: readied just now, in a transaction that has written.
-                let point = unsafe { row.insert() };
-                at_an_end(|current| current.flushed = Some(point));
-            }
+        if let Some(row) = guarded(|| ready().or_raise()) {
+            // SAFETY: readied just now, in a transaction that has written.
+            let point = unsafe { row.insert() };
+            at_an_end(|current| current.flushed = Some(point));
         }
-        XACT_EVENT_COMMIT => at_the_end(true),
-        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => at_the_end(false),
-        // Parallel workers do not write.
-        _ => {}
+    } else if event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE {
+        guarded(over);
     }
-}
-
-#[pg_guard]
-extern "C-unwind" fn before_the_end() {
-    READY.set(ready().or_raise());
-}
-
-#[pg_guard]
-extern "C-unwind" fn at_the_end(has_committed: bool) {
-    if has_committed {
-        commits::note();
-    }
-    over();
+    // Parallel workers do not write.
 }
 
 /// The transaction is over, one way or the other. Must not fail.
+#[unsafe(link_section = ".text.duplex_hot")]
 fn over() {
     pending::forget_all();
     at_an_end(Transaction::reset);
@@ -213,6 +203,7 @@ fn ready() -> Result<Option<ShortRow>> {
             return Ok(None);
         }
         commits::join();
+        commits::expect_own();
         let row = match current.short_body() {
             Some(body) => ShortRow::ready(&body)?,
             None => {
@@ -314,7 +305,8 @@ impl Transaction {
         if table.described_in.get() == self.serial { Ok(()) } else { self.describe_anew(table) }
     }
 
-    #[cold]
+    #[inline(never)]
+    #[unsafe(link_section = ".text.duplex_hot")]
     fn describe_anew(&mut self, table: &Rc<Table>) -> Result<()> {
         // The table was looked up anew in the middle of the transaction; what counts is what a reader met last.
         let last = self.described.iter().rev().find(|(described, _)| described.oid == table.oid);
@@ -335,7 +327,12 @@ impl Transaction {
     #[inline]
     fn name(&mut self, replaced: Replaced) -> Result<()> {
         let Replaced::Version { origin, .. } = replaced else { return Ok(()) };
-        if origin == 0 || self.named.iter().any(|(named, _)| *named == origin) {
+        if origin == 0 { Ok(()) } else { self.name_peer(origin) }
+    }
+
+    #[inline(never)]
+    fn name_peer(&mut self, origin: u32) -> Result<()> {
+        if self.named.iter().any(|(named, _)| *named == origin) {
             return Ok(());
         }
         let peer = self.origins.iter().find(|(known, _)| *known == origin).and_then(|(_, peer)| peer.clone());

@@ -37,6 +37,7 @@ fn current_id() -> u64 {
 }
 
 /// When and from where a transaction was committed. `None` if the server does not know any more: long ago.
+#[unsafe(link_section = ".text.duplex_hot")]
 pub(crate) fn find(xid: pg_sys::TransactionId) -> Option<Commit> {
     if xid < pg_sys::TransactionId::FIRST_NORMAL {
         return None;
@@ -49,15 +50,21 @@ pub(crate) fn find(xid: pg_sys::TransactionId) -> Option<Commit> {
     recent::find(xid, asked_by).or_else(|| asked_before(xid, asked_by))
 }
 
+/// Says that [`note`] will come soon, for this transaction.
+#[inline]
+pub(crate) fn expect_own() {
+    recent::expect((current_id() as u32).into());
+}
+
 /// This transaction has just been committed. Who sets the time of its commits says so before it takes that back; whoever comes
 /// later finds no time, and leaves it.
 pub(crate) fn note() {
+    if !recent::is_noted() {
+        return;
+    }
     // SAFETY: plain reads of the backend's state. The server has just written the commit down with these two: where there
     // is no origin, it sets the time itself (`RecordTransactionCommit` in `access/transam/xact.c`).
     let (id, commit) = unsafe {
-        if !pg_sys::track_commit_timestamp {
-            return;
-        }
         let commit_ts = pg_sys::replorigin_session_origin_timestamp;
         (current_id(), Commit { commit_ts, origin: pg_sys::replorigin_session_origin })
     };

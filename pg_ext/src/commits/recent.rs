@@ -25,13 +25,18 @@ const PART_OF_BUFFERS: usize = 64;
 /// … but has so many places at least, which are 16 KiB, and at most, which are 16 MiB.
 const PLACES: (usize, usize) = (1 << 10, 1 << 20);
 
-/// What a session that has not joined remembers of its own commits.
-static OWN: [Place; 128] = [const { Place { id: AtomicU64::new(0), commit_ts: AtomicI64::new(0) } }; 128];
+/// What a session that cannot have the table remembers of its own commits.
+static OWN: [Place; 256] = [const { Place { id: AtomicU64::new(0), commit_ts: AtomicI64::new(0) } }; 256];
 
+#[unsafe(link_section = ".data.duplex_hot")]
 static TABLE: BackendLocal<Cell<Table<'static>>> = BackendLocal::new(Cell::new(Table(&OWN)));
 static HEAD: BackendLocal<Cell<Option<&'static Head>>> = BackendLocal::new(Cell::new(None));
 /// Whether this session has the table, or cannot have it.
+#[unsafe(link_section = ".data.duplex_hot")]
 static JOINED: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
+/// Whether it notes its commits: from then on, where the server keeps their times.
+#[unsafe(link_section = ".data.duplex_hot")]
+static NOTED: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
 
 /// Where the table is. All zero before there is one.
 #[derive(Debug)]
@@ -57,7 +62,7 @@ pub(crate) fn join() {
 
 #[cold]
 fn look_for_table() {
-    let Some(head) = HEAD.get().or_else(find_head) else { return JOINED.set(true) };
+    let Some(head) = HEAD.get().or_else(find_head) else { return joined() };
     HEAD.set(Some(head));
     let table = match head.state.load(Ordering::Acquire) {
         MADE => head.attach(),
@@ -65,10 +70,22 @@ fn look_for_table() {
         // Another session is at it: next time.
         _ => return,
     };
-    JOINED.set(true);
     if let Some(table) = table {
         TABLE.set(table);
     }
+    joined();
+}
+
+fn joined() {
+    JOINED.set(true);
+    // SAFETY: a plain read of a setting that never changes.
+    NOTED.set(unsafe { pg_sys::track_commit_timestamp });
+}
+
+/// Whether this session notes its commits.
+#[inline]
+pub(super) fn is_noted() -> bool {
+    NOTED.get()
 }
 
 fn find_head() -> Option<&'static Head> {
@@ -195,9 +212,12 @@ impl<'a> Table<'a> {
         Self(unsafe { std::slice::from_raw_parts(pg_sys::dsm_segment_address(segment).cast(), places()) })
     }
 
+    /// Transactions that run at the same time have places in different cache lines, 64 of them in a row, of one page: four
+    /// places are in a line.
     #[inline]
     fn place(self, xid: u32) -> &'a Place {
-        &self.0[xid as usize & (self.0.len() - 1)]
+        let spread = xid & !255 | (xid & 63) << 2 | (xid >> 6) & 3;
+        &self.0[spread as usize & (self.0.len() - 1)]
     }
 
     #[inline]

@@ -25,6 +25,7 @@ struct Level {
 }
 
 /// Of the subtransactions that are open, the innermost last.
+#[unsafe(link_section = ".data.duplex_hot")]
 static LEVELS: BackendLocal<RefCell<Vec<Level>>> = BackendLocal::new(RefCell::new(Vec::new()));
 
 /// A key is gone: its tombstone will have the version of this transaction.

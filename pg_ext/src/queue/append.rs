@@ -69,6 +69,7 @@ unsafe fn insert(relation: pg_sys::Relation, mut row: Row, lsn: u64, xid: u64) {
 ///
 /// # Errors
 /// As [`tables::lookup`] and [`limit::check`].
+#[unsafe(link_section = ".text.duplex_hot")]
 fn table() -> Result<Option<pg_sys::Oid>> {
     let Some(tables) = tables::lookup()? else { return Ok(None) };
     limit::check(&tables)?;

@@ -35,6 +35,7 @@ pub(super) struct Columns {
 #[repr(C, align(8))]
 struct Room([u8; pg_sys::BLCKSZ as usize]);
 
+#[unsafe(link_section = ".data.duplex_hot")]
 static ROOM: BackendLocal<RefCell<Room>> = BackendLocal::new(RefCell::new(Room([0; pg_sys::BLCKSZ as usize])));
 
 /// A row that still has to be told its place in the order. Good until the next one is built.

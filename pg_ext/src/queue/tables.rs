@@ -23,6 +23,7 @@ pub(crate) struct Tables {
     pub(crate) writing: usize,
 }
 
+#[unsafe(link_section = ".data.duplex_hot")]
 static CACHED: BackendLocal<Cell<Option<Tables>>> = BackendLocal::new(Cell::new(None));
 
 pub(crate) fn init() {
