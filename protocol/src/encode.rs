@@ -124,7 +124,7 @@ impl<'b> RowWriter<'b> {
             self.number(match replaced {
                 Replaced::Nothing => 0,
                 Replaced::SameTransaction => 1,
-                _ => 2,
+                Replaced::Ancient | Replaced::Version { .. } => 2,
             });
         }
     }

@@ -134,7 +134,8 @@ unsafe extern "C-unwind" fn row_is_written(
     context: *mut pg_sys::ExprContext,
     is_null: *mut bool,
 ) -> pg_sys::Datum {
-    // SAFETY: the executor evaluates what `attach` made, with the row's images as a trigger's condition has them.
+    // SAFETY: the executor evaluates what `attach` made, with the row's images as a trigger's condition has them. Nothing out
+    // here has a destructor.
     unsafe {
         *is_null = false;
         if gucs::is_replication() {

@@ -77,20 +77,23 @@ pub(super) fn init() {
 unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     use pg_sys::XactEvent::*;
     // Compared one by one: a table of where to go is one more place in memory, which nothing else keeps near.
-    if event == XACT_EVENT_COMMIT {
-        guarded(|| {
-            commits::note();
-            over();
-        });
-    } else if event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE {
-        // The only events in which an ERROR is allowed: it turns the commit into an abort.
-        if let Some(row) = guarded(|| ready().or_raise()) {
-            // SAFETY: readied just now, in a transaction that has written.
-            let point = unsafe { row.insert() };
-            at_an_end(|current| current.flushed = Some(point));
+    // SAFETY: the server calls, and nothing here has a destructor.
+    unsafe {
+        if event == XACT_EVENT_COMMIT {
+            guarded(|| {
+                commits::note();
+                over();
+            });
+        } else if event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE {
+            // The only events in which an ERROR is allowed: it turns the commit into an abort.
+            if let Some(row) = guarded(|| ready().or_raise()) {
+                // Readied just now, in a transaction that has written.
+                let point = row.insert();
+                at_an_end(|current| current.flushed = Some(point));
+            }
+        } else if event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE {
+            guarded(over);
         }
-    } else if event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE {
-        guarded(over);
     }
     // Parallel workers do not write.
 }

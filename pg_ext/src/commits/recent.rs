@@ -280,6 +280,18 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_have_places_in_lines_of_their_own() {
+        let places = empty();
+        let table = Table(&places);
+        let ids = 1000..1000 + PLACES as u32;
+        ids.clone().for_each(|id| table.note(id.into(), commit(id.into())));
+        assert!(ids.clone().all(|id| found(table, id.into(), id.into()) == Some((id.into(), 7))));
+        // Counted from the table's beginning, where a segment has a page begin.
+        let line = |id: u32| (std::ptr::from_ref(table.place(id)).addr() - places.as_ptr().addr()) / 64;
+        assert!(ids.clone().zip(ids.skip(1)).all(|(id, next)| line(id) != line(next)));
+    }
+
+    #[test]
     fn an_id_that_has_come_round_again_is_another_transaction() {
         let places = empty();
         let table = Table(&places);
