@@ -10,7 +10,7 @@ export PG_CONFIG ?=
 # One command line for the relay and the tests, so that what both use is compiled once, with one set of features.
 CARGO_BUILD := cargo build --locked --release -p duplex-relay -p duplex-tests
 
-.PHONY: help deps kafka build install test converge converge-model storm failpoints faults demo bench lint clean-lab
+.PHONY: help deps kafka build install test majors converge converge-model storm failpoints faults demo bench lint clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,11 @@ test: install kafka failpoints ## Run all tests: install what they need, then un
 	$(CARGO_BUILD) --bins --tests
 	@scripts/extension.sh test
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests
+
+majors: ## The same on PostgreSQL 16 to 18, built from source: make majors MAJORS="17 18"
+	@for major in $(or $(MAJORS),16 17 18); do \
+	  config=$$(scripts/postgresql.sh $$major) && $(MAKE) --no-print-directory test PG_CONFIG=$$config || exit; \
+	done
 
 converge-model: ## Check the conflict rules on their model: make converge-model ROUNDS=1000000 SEED=7
 	cargo test --locked --release -p duplex-protocol -p duplex-relay -p duplex-tests --test model -- --nocapture

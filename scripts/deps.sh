@@ -63,22 +63,13 @@ need util-linux command -v setpriv
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 
 if [ ${#packages[@]} -gt 0 ]; then
-  command -v apt-get >/dev/null || die "please install the counterparts of these Debian packages: ${packages[*]}"
-  say "installing ${packages[*]}"
   # The package postgresql-NN would start a cluster of its own, which nobody asked for.
-  if [[ " ${packages[*]} " == *" postgresql-$major "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+  if [[ " ${packages[*]} " == *" postgresql-$major "* ]] && command -v apt-get >/dev/null &&
+    [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     as_root mkdir -p /etc/postgresql-common
     echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
   fi
-  install_packages() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" >&2
-  }
-  # The lists of a fresh image may be missing or old.
-  if ! install_packages; then
-    say "once more, with fresh lists of packages"
-    as_root apt-get update -q >&2
-    install_packages
-  fi
+  install_packages "${packages[@]}"
   newest=$(newest_server)
   # No package of Debian brings what belongs to a server that came from elsewhere.
   has_server || die "there is no server beside $(server_config): say which one with PG_CONFIG=/path/to/pg_config"

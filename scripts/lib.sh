@@ -15,6 +15,18 @@ as_root() {
   fi
 }
 
+# Installs Debian's packages; the lists of a fresh image may be missing or old.
+install_packages() {
+  command -v apt-get >/dev/null || die "please install the counterparts of these Debian packages: $*"
+  say "installing $*"
+  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends)
+  if ! as_root "${install[@]}" "$@" >&2; then
+    say "once more, with fresh lists of packages"
+    as_root apt-get update -q >&2
+    as_root "${install[@]}" "$@" >&2
+  fi
+}
+
 # True if this user could create a file in the folder.
 writable() { [ -d "$1" ] && [ -w "$1" ]; }
 
