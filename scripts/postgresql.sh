@@ -23,7 +23,8 @@ case ${1:-} in
   *) die "say which one: 16, 17 or 18 (for 15 there are Debian's packages)" ;;
 esac
 
-# Servers of root run as another user, who cannot look into root's home.
+# Servers of root run as another user, who has to read what is built, and cannot look into root's home.
+umask 022
 cache=$HOME/.cache/pg_duplex
 if [ "$(id -u)" -eq 0 ]; then cache=/var/cache/pg_duplex; fi
 home=$cache/postgresql-$version
@@ -31,7 +32,10 @@ home=$cache/postgresql-$version
 if [ ! -x "$home/bin/pg_config" ]; then
   # What the source needs beside a C compiler, and the libraries that Debian builds it with and the suite uses.
   packages=(bison bzip2 curl flex libicu-dev liblz4-dev libssl-dev libxml2-dev libzstd-dev make perl pkg-config zlib1g-dev)
-  dpkg-query -W "${packages[@]}" >/dev/null 2>&1 || install_packages "${packages[@]}"
+  # Elsewhere, what is missing is in the log.
+  if command -v dpkg-query >/dev/null; then
+    dpkg-query -W "${packages[@]}" >/dev/null 2>&1 || install_packages "${packages[@]}"
+  fi
 
   say "building PostgreSQL $version into $home"
   mkdir -p "$cache"
@@ -44,17 +48,15 @@ if [ ! -x "$home/bin/pg_config" ]; then
     die "neither ftp.postgresql.org nor ${mirror#http://} has the source of PostgreSQL $version that is known here"
   tar -x -C "$fresh" -f "$fresh/source"
   log=$cache/postgresql-$version.log
-  (
-    cd "$fresh/postgresql-$version"
-    # Not those of the make that runs this script.
+  build() {
+    # The flags are not for this make.
     unset MAKEFLAGS MAKELEVEL
-    ./configure --prefix="$home" --without-readline --with-icu --with-libxml --with-lz4 --with-openssl --with-zstd
-    make -j"$(nproc)"
-    make -j"$(nproc)" -C contrib
-    make install DESTDIR="$fresh/installed"
-    make -C contrib install DESTDIR="$fresh/installed"
-  ) >"$log" 2>&1 || die "PostgreSQL $version does not build: see $log"
-  chmod 755 "$fresh"
+    cd "$fresh/postgresql-$version" &&
+      ./configure --prefix="$home" --without-readline --with-icu --with-libxml --with-lz4 --with-openssl --with-zstd &&
+      make -j"$(nproc)" && make -j"$(nproc)" -C contrib &&
+      make install DESTDIR="$fresh/installed" && make -C contrib install DESTDIR="$fresh/installed"
+  }
+  (build) >"$log" 2>&1 || die "PostgreSQL $version does not build: see $log"
   # Another run may have been faster; either copy is as good.
   mv -T "$fresh/installed$home" "$home" 2>/dev/null || [ -x "$home/bin/pg_config" ]
 fi
