@@ -42,6 +42,9 @@ pub enum Error {
         #[source]
         source: KafkaError,
     },
+    /// librdkafka has forgotten where Kafka is.
+    #[error("a Kafka client knows no broker any more, and Kafka answers others")]
+    CutOff,
     /// A stream has to be in order, which only one partition is.
     #[error("topic {topic} has {found} partitions, a stream needs exactly 1")]
     TopicPartitions {
@@ -165,6 +168,7 @@ impl Error {
                 }
             }
             Self::Kafka { source, .. } => kafka_code(source.rdkafka_error_code()),
+            Self::CutOff => (Policy::Retry, "a new client takes over"),
             Self::TopicPartitions { .. } => {
                 (Policy::Retry, "delete the topic while it is empty; the relay makes it anew")
             }

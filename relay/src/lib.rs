@@ -12,6 +12,7 @@
 //! | [`errors`] | what can go wrong, what is done about it, and what a person may do |
 //! | [`database`], [`tls`], [`control`] | connections to PostgreSQL |
 //! | [`kafka`] | settings of Kafka clients, and questions to the cluster |
+//! | `cut_off` | clients of Kafka that have lost every broker |
 //! | [`commands`], [`check`] | the subcommands |
 //! | [`failpoints`] | where tests let it die |
 
@@ -20,6 +21,7 @@ pub mod check;
 pub mod commands;
 pub mod config;
 pub mod control;
+mod cut_off;
 pub mod database;
 pub mod errors;
 pub mod failpoints;

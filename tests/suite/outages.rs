@@ -72,6 +72,24 @@ async fn applications_notice_no_outage_of_kafka_relay_or_peer() -> Result<()> {
     lab.stop_relays()
 }
 
+/// A broker that has just started names no broker for a moment. A client that asks it then forgets all that it knew, and would
+/// stay so for good: of these restarts, one in four or so meets that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_on_however_often_kafka_is_restarted() -> Result<()> {
+    const RESTARTS: i32 = 8;
+    let lab = Lab::builder().own_clusters().own_kafka().start().await?;
+    let [a, b] = lab.pair();
+    lab.create_everywhere(SQL, &["t", "shared"]).await?;
+    for restart in 0..RESTARTS {
+        lab.kafka().stop()?;
+        lab.kafka().start().await?;
+        tokio::try_join!(commits(a, restart, 1), commits(b, restart + 1000, 1))?;
+        lab.converges(&["t"]).await?;
+    }
+    ensure!(a.number("select count(*) from t").await? == i64::from(2 * RESTARTS), "rows are missing");
+    lab.stop_relays()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_is_told_to_end_under_load_exits_with_0_and_loses_nothing() -> Result<()> {
     let lab = Lab::shared(2).await?;

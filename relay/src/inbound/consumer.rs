@@ -9,6 +9,7 @@ use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::apply::Opening;
+use crate::cut_off::Watch;
 use crate::errors::Error;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
 use crate::node::Node;
@@ -58,6 +59,7 @@ pub struct Extent {
 pub struct TopicReader {
     inner: Option<Arc<StreamConsumer<Context>>>,
     topic: String,
+    watch: Watch,
 }
 
 impl std::fmt::Debug for TopicReader {
@@ -79,7 +81,12 @@ impl TopicReader {
         }
         let inner: StreamConsumer<Context> =
             kafka.consumer().create_with_context(kafka.context()).map_err(Error::kafka("preparing a consumer"))?;
-        let reader = Self { inner: Some(Arc::new(inner)), topic };
+        let inner = Arc::new(inner);
+        let (weak, asked) = (Arc::downgrade(&inner), topic.clone());
+        let watch = Watch::begin(kafka, &topic, move || {
+            weak.upgrade().is_none_or(|inner| inner.fetch_metadata(Some(&asked), ANSWER_TIME).is_ok())
+        });
+        let reader = Self { inner: Some(inner), topic, watch };
         let extent = reader.extent().await?;
         Ok((reader, extent))
     }
@@ -116,12 +123,17 @@ impl TopicReader {
     /// The next record; may be dropped without losing one. Kafka's absence is waited out.
     ///
     /// # Errors
-    /// [`Error::Gap`] if the offset is gone, [`Error::TopicMissing`], [`Error::Kafka`] for what does not pass by
-    /// itself.
+    /// [`Error::Gap`] if the offset is gone, [`Error::TopicMissing`], [`Error::CutOff`], [`Error::Kafka`] for what does
+    /// not pass by itself.
     pub async fn next(&self) -> Result<Fetched, Error> {
         let inner = self.inner()?;
         loop {
-            match inner.recv().await {
+            let received = tokio::select! {
+                biased;
+                received = inner.recv() => received,
+                () = self.watch.cut_off() => return Err(Error::CutOff),
+            };
+            match received {
                 Ok(message) => {
                     inner.context().back();
                     return Ok(Fetched::from_kafka(&message));

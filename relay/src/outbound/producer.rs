@@ -10,6 +10,7 @@ use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::mpsc;
 
+use crate::cut_off::Watch;
 use crate::errors::Error;
 use crate::inbound::consumer::RECORDS_BEFORE;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere};
@@ -59,6 +60,7 @@ pub struct Producer {
     inner: Option<Arc<ThreadedProducer<Reports>>>,
     topic: String,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
+    watch: Watch,
 }
 
 impl std::fmt::Debug for Producer {
@@ -75,8 +77,17 @@ impl Producer {
     pub fn new(kafka: &Kafka, topic: String) -> Result<Self, Error> {
         let (sender, deliveries) = mpsc::unbounded_channel();
         let reports = Reports { context: kafka.context(), deliveries: sender };
-        let inner = kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
-        Ok(Self { inner: Some(Arc::new(inner)), topic, deliveries })
+        let inner: ThreadedProducer<Reports> =
+            kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
+        let inner = Arc::new(inner);
+        let (weak, asked) = (Arc::downgrade(&inner), topic.clone());
+        // While something waits to be sent, since a producer's question about a topic may create it.
+        let watch = Watch::begin(kafka, &topic, move || {
+            weak.upgrade().is_none_or(|inner| {
+                inner.in_flight_count() == 0 || inner.client().fetch_metadata(Some(&asked), ANSWER_TIME).is_ok()
+            })
+        });
+        Ok(Self { inner: Some(inner), topic, deliveries, watch })
     }
 
     /// Waits until Kafka has answered, so that the first record goes out at once: librdkafka asks for its producer id
@@ -114,11 +125,12 @@ impl Producer {
     /// The next delivery.
     ///
     /// # Errors
-    /// [`Error::Kafka`] if Kafka refused a record for good: this producer is of no use after that.
+    /// [`Error::Kafka`] if Kafka refused a record for good, [`Error::CutOff`]: this producer is of no use after that.
     pub async fn delivered(&mut self) -> Result<(usize, i64), Error> {
-        match self.deliveries.recv().await {
-            Some(delivery) => checked(delivery),
-            None => Err(Error::Ending),
+        tokio::select! {
+            biased;
+            delivery = self.deliveries.recv() => delivery.map_or(Err(Error::Ending), checked),
+            () = self.watch.cut_off() => Err(Error::CutOff),
         }
     }
 
