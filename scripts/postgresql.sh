@@ -49,7 +49,7 @@ if [ ! -x "$home/bin/pg_config" ]; then
   tar -x -C "$fresh" -f "$fresh/source"
   log=$cache/postgresql-$version.log
   build() {
-    # The flags are not for this make.
+    # Flags of a make that runs this script are not for these.
     unset MAKEFLAGS MAKELEVEL
     cd "$fresh/postgresql-$version" &&
       ./configure --prefix="$home" --without-readline --with-icu --with-libxml --with-lz4 --with-openssl --with-zstd &&

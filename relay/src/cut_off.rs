@@ -6,6 +6,7 @@
 //! nothing and does not recover, so each is looked after, and replaced when Kafka answers others and not it.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -25,19 +26,25 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Begins; `is_answered` has the client ask Kafka about the topic, and may block.
-    pub(crate) fn begin(
+    pub(crate) fn begin<C: Send + Sync + 'static>(
         kafka: &Kafka,
         topic: &str,
-        is_answered: impl Fn() -> bool + Send + Sync + Clone + 'static,
+        client: &Arc<C>,
+        is_answered: fn(&C, &str) -> bool,
     ) -> Self {
         let (sender, found) = watch::channel(false);
+        // Whoever uses the client says when it ends.
+        let client = Arc::downgrade(client);
         let (kafka, topic) = (kafka.clone(), topic.to_owned());
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK).await;
-                let (kafka, topic, is_answered) = (kafka.clone(), topic.clone(), is_answered.clone());
-                // Asked again at the end, since Kafka may have come back in between.
-                let look = blocking(move || Ok(!is_answered() && kafka.answers(&topic) && !is_answered()));
+                let (kafka, topic, client) = (kafka.clone(), topic.clone(), client.clone());
+                let look = blocking(move || {
+                    let is_answered = || client.upgrade().is_none_or(|client| is_answered(&client, &topic));
+                    // Asked again at the end, since Kafka may have come back in between.
+                    Ok(!is_answered() && kafka.answers(&topic) && !is_answered())
+                });
                 if look.await.unwrap_or(false) {
                     let _ = sender.send(true);
                     return;

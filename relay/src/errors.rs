@@ -42,8 +42,8 @@ pub enum Error {
         #[source]
         source: KafkaError,
     },
-    /// librdkafka has forgotten where Kafka is.
-    #[error("a Kafka client knows no broker any more, and Kafka answers others")]
+    /// librdkafka has forgotten where Kafka is (`cut_off`).
+    #[error("a Kafka client gets no answer any more, and a new one does")]
     CutOff,
     /// A stream has to be in order, which only one partition is.
     #[error("topic {topic} has {found} partitions, a stream needs exactly 1")]
@@ -168,7 +168,7 @@ impl Error {
                 }
             }
             Self::Kafka { source, .. } => kafka_code(source.rdkafka_error_code()),
-            Self::CutOff => (Policy::Retry, "a new client takes over"),
+            Self::CutOff => (Policy::Retry, "the attempt that follows has a new client"),
             Self::TopicPartitions { .. } => {
                 (Policy::Retry, "delete the topic while it is empty; the relay makes it anew")
             }

@@ -73,7 +73,7 @@ async fn applications_notice_no_outage_of_kafka_relay_or_peer() -> Result<()> {
 }
 
 /// A broker that has just started names no broker for a moment. A client that asks it then forgets all that it knew, and would
-/// stay so for good: of these restarts, one in four or so meets that moment.
+/// stay so for good: one restart in five or so meets that moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_go_on_however_often_kafka_is_restarted() -> Result<()> {
     const RESTARTS: i32 = 8;

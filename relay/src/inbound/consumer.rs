@@ -82,10 +82,8 @@ impl TopicReader {
         let inner: StreamConsumer<Context> =
             kafka.consumer().create_with_context(kafka.context()).map_err(Error::kafka("preparing a consumer"))?;
         let inner = Arc::new(inner);
-        let (weak, asked) = (Arc::downgrade(&inner), topic.clone());
-        let watch = Watch::begin(kafka, &topic, move || {
-            weak.upgrade().is_none_or(|inner| inner.fetch_metadata(Some(&asked), ANSWER_TIME).is_ok())
-        });
+        let watch =
+            Watch::begin(kafka, &topic, &inner, |inner, topic| inner.fetch_metadata(Some(topic), ANSWER_TIME).is_ok());
         let reader = Self { inner: Some(inner), topic, watch };
         let extent = reader.extent().await?;
         Ok((reader, extent))

@@ -80,12 +80,9 @@ impl Producer {
         let inner: ThreadedProducer<Reports> =
             kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
         let inner = Arc::new(inner);
-        let (weak, asked) = (Arc::downgrade(&inner), topic.clone());
         // While something waits to be sent, since a producer's question about a topic may create it.
-        let watch = Watch::begin(kafka, &topic, move || {
-            weak.upgrade().is_none_or(|inner| {
-                inner.in_flight_count() == 0 || inner.client().fetch_metadata(Some(&asked), ANSWER_TIME).is_ok()
-            })
+        let watch = Watch::begin(kafka, &topic, &inner, |inner, topic| {
+            inner.in_flight_count() == 0 || inner.client().fetch_metadata(Some(topic), ANSWER_TIME).is_ok()
         });
         Ok(Self { inner: Some(inner), topic, deliveries, watch })
     }
