@@ -27,7 +27,7 @@
 //! | [`folder`], [`process`], [`ports`] | what every part needs: a folder that goes away, a process that cannot outlive us |
 //! | [`cluster`], [`kafka`], [`relay`] | the parts; each can be stopped, killed, paused, resumed, restarted |
 //! | [`clock`] | a server whose clock is wrong |
-//! | [`proxy`] | what can be put between a relay and its database or Kafka: it cuts, stalls, delays |
+//! | [`proxy`] | what can be put between a relay and its database or Kafka: it cuts, stalls, delays, forgets brokers |
 //! | [`session`] | a connection with short ways to ask and to expect errors |
 //! | [`node`], [`lab`] | a database with extension, name and relay; all of them together |
 //! | [`builder`] | how they are brought up |

@@ -1,4 +1,7 @@
-//! A door between a relay and what it talks to: TCP that can be cut, stalled and slowed down.
+//! A door between a relay and what it talks to: TCP that can be cut, stalled and slowed down, and a Kafka that forgets its
+//! brokers.
+
+mod forgetful;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,12 +23,16 @@ pub enum Flow {
     Stalled,
     /// Each piece of them waits this long.
     Delayed(Duration),
+    /// They pass, but what Kafka says of its cluster names no broker, on connections made from now on: as a broker that has
+    /// just started may answer, before it is let into the cluster.
+    Brokerless,
 }
 
 #[derive(Debug)]
 struct State {
     target: AtomicU16,
     held: AtomicU64,
+    forgot: AtomicU64,
     flow: watch::Sender<Flow>,
     /// Counts cuts: a connection ends when this changes.
     cuts: watch::Sender<u64>,
@@ -54,6 +61,7 @@ impl Proxy {
         let state = Arc::new(State {
             target: AtomicU16::new(0),
             held: AtomicU64::new(0),
+            forgot: AtomicU64::new(0),
             flow: watch::Sender::new(Flow::Free),
             cuts: watch::Sender::new(0),
         });
@@ -97,6 +105,11 @@ impl Proxy {
     pub fn held(&self) -> u64 {
         self.state.held.load(Ordering::Relaxed)
     }
+
+    /// Answers that have gone out without the brokers that they named.
+    pub fn forgot(&self) -> u64 {
+        self.state.forgot.load(Ordering::Relaxed)
+    }
 }
 
 async fn serve(listener: std::net::TcpListener, state: Arc<State>, mut closing: watch::Receiver<()>) {
@@ -120,6 +133,11 @@ async fn connect(client: TcpStream, state: Arc<State>) {
         // A target that is down looks to the client like one that hangs up.
         let Ok(server) = TcpStream::connect(target).await else { return };
         let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+        let is_brokerless = || *state.flow.borrow() == Flow::Brokerless;
+        if is_brokerless() {
+            forgetful::pass(client, server, is_brokerless, &state.forgot).await;
+            return;
+        }
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
@@ -151,7 +169,7 @@ async fn passes(state: &State) {
     let mut flow = state.flow.subscribe();
     let now = *flow.borrow_and_update();
     match now {
-        Flow::Free => {}
+        Flow::Free | Flow::Brokerless => {}
         Flow::Delayed(time) => tokio::time::sleep(time).await,
         Flow::Stalled => drop(flow.wait_for(|flow| *flow != Flow::Stalled).await),
     }

@@ -43,7 +43,7 @@ pub struct TailArguments {
 /// # Errors
 /// If Kafka cannot be read or the output written.
 pub async fn run(kafka: &Kafka, arguments: TailArguments) -> anyhow::Result<ExitCode> {
-    let (reader, extent) = TopicReader::open(kafka, topic_of(&arguments.node)).await?;
+    let (mut reader, extent) = TopicReader::open(kafka, topic_of(&arguments.node)).await?;
     let start = match arguments.from {
         Some(offset) => offset.clamp(extent.low, extent.high),
         None if arguments.beginning => extent.low,
@@ -54,7 +54,14 @@ pub async fn run(kafka: &Kafka, arguments: TailArguments) -> anyhow::Result<Exit
     let mut view = View::default();
     let mut next = start;
     while arguments.follow || next < extent.high {
-        let fetched = reader.next().await?;
+        let fetched = match reader.next().await {
+            Err(Error::CutOff) => {
+                (reader, _) = TopicReader::open(kafka, topic_of(&arguments.node)).await?;
+                reader.start(next)?;
+                continue;
+            }
+            fetched => fetched?,
+        };
         next = fetched.offset + 1;
         if !arguments.heartbeats && is_heartbeat(&fetched) {
             continue;
