@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 use crate::clock::Skew;
 use crate::cluster::{Cluster, Plan};
 use crate::folder::Folder;
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, Layout};
 use crate::lab::Lab;
 use crate::node::{Doors, Node};
 use crate::proxy::Proxy;
@@ -63,6 +63,7 @@ pub struct Builder {
     names: Vec<String>,
     own_clusters: bool,
     own_kafka: bool,
+    brokers: usize,
     durable: bool,
     relays: bool,
     start_relays: bool,
@@ -83,6 +84,7 @@ impl Default for Builder {
             names: Vec::new(),
             own_clusters: false,
             own_kafka: false,
+            brokers: 1,
             durable: false,
             relays: true,
             start_relays: true,
@@ -124,6 +126,12 @@ impl Builder {
     pub fn own_kafka(mut self) -> Self {
         self.own_kafka = true;
         self
+    }
+
+    /// A Kafka of so many brokers for this lab alone.
+    pub fn brokers(mut self, brokers: usize) -> Self {
+        self.brokers = brokers;
+        self.own_kafka()
     }
 
     /// Own clusters that fsync, as in production; for measuring.
@@ -212,11 +220,10 @@ impl Builder {
         let kafka = async {
             Ok::<_, anyhow::Error>(match shared {
                 _ if !self.relays => None,
-                _ if self.proxied => {
-                    let behind = Kafka::create_behind(Arc::clone(&folder), &kafka_doors, self.makes_topics);
-                    Some(Arc::new(behind.await?))
+                _ if self.own_kafka => {
+                    let layout = Layout { brokers: self.brokers, doors: &kafka_doors, makes_topics: self.makes_topics };
+                    Some(Arc::new(Kafka::create_as(Arc::clone(&folder), &layout).await?))
                 }
-                _ if self.own_kafka => Some(Arc::new(Kafka::create_own(Arc::clone(&folder)).await?)),
                 Some(shared) => Some(shared.kafka().await?),
                 None => Some(Arc::new(Kafka::create(Arc::clone(&folder)).await?)),
             })

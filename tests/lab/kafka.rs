@@ -1,46 +1,48 @@
-//! A real Apache Kafka: one process that is broker and controller (KRaft), or one that is there already.
+//! A real Apache Kafka: processes that are broker and controller (KRaft), one or several, or one that is there already.
+
+mod broker;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+pub use self::broker::Broker;
+use self::broker::{Address, Cluster};
 use crate::folder::Folder;
-use crate::process::{Process, Recipe, run, tail};
+use crate::process::tail;
 use crate::{PATIENCE, Proxy, ports, until};
 
 /// How long a broker that is there already may take to answer; more likely the address is wrong.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(15);
 
-/// A broker.
+/// One broker, or several that are one cluster.
 #[derive(Debug)]
 pub struct Kafka {
     bootstrap: String,
-    own: Option<Own>,
+    /// None, if it was there already.
+    own: Vec<Broker>,
 }
 
-/// What there is to a broker of the lab's own.
-#[derive(Debug)]
-struct Own {
-    recipe: Recipe,
-    folder: Arc<Folder>,
-    server: Mutex<Arc<Process>>,
+/// What a Kafka of the lab's own consists of.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout<'a> {
+    /// How many brokers: each topic is on all of them, and a record is acknowledged once all but one have it.
+    pub brokers: usize,
+    /// Proxies that the first broker can also be reached through. A client is told to come back where it knocked, so all
+    /// of its connections go through the same one.
+    pub doors: &'a [&'a Proxy],
+    /// Topics that nobody made it makes itself, as a broker does that nobody configured.
+    pub makes_topics: bool,
 }
 
-/// Where Kafka's jars are.
-fn jars() -> Result<PathBuf> {
-    let home = match std::env::var_os("DUPLEX_KAFKA_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => {
-            PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/pg_duplex/kafka-4.1.0")
-        }
-    };
-    anyhow::ensure!(home.is_dir(), "no Kafka in {}: run `make kafka`", home.display());
-    Ok(home)
+impl Default for Layout<'_> {
+    fn default() -> Self {
+        Self { brokers: 1, doors: &[], makes_topics: false }
+    }
 }
 
 impl Kafka {
@@ -50,7 +52,7 @@ impl Kafka {
     /// If it does not start, or the one that is there does not answer.
     pub async fn create(folder: Arc<Folder>) -> Result<Self> {
         let Some(bootstrap) = Self::external() else { return Self::create_own(folder).await };
-        let kafka = Self { bootstrap, own: None };
+        let kafka = Self { bootstrap, own: Vec::new() };
         let asked = kafka.answers(PATIENCE_WITH_OTHERS).await;
         asked.with_context(|| format!("no Kafka answers at {} (KAFKA_BOOTSTRAP_SERVERS)", kafka.bootstrap))?;
         Ok(kafka)
@@ -63,7 +65,7 @@ impl Kafka {
 
     /// Whether it is the lab's own and ends with it.
     pub fn is_own(&self) -> bool {
-        self.own.is_some()
+        !self.own.is_empty()
     }
 
     /// A new broker, whatever the environment says: for tests that stop it.
@@ -71,117 +73,64 @@ impl Kafka {
     /// # Errors
     /// If it does not start.
     pub async fn create_own(folder: Arc<Folder>) -> Result<Self> {
-        Self::create_behind(folder, &[], false).await
+        Self::create_as(folder, &Layout::default()).await
     }
 
-    /// A new broker that can also be reached through these proxies. A client is told to come back where it knocked,
-    /// so all of its connections go through the same one. Topics that nobody made it makes itself, if it is told to, as a
-    /// broker does that nobody configured.
+    /// New brokers, as the layout says.
     ///
     /// # Errors
-    /// If it does not start.
-    pub async fn create_behind(folder: Arc<Folder>, doors: &[&Proxy], makes_topics: bool) -> Result<Self> {
-        let home = folder.path().join(format!("kafka-{}", ports::free()?));
-        std::fs::create_dir(&home)?;
+    /// If they do not start.
+    pub async fn create_as(folder: Arc<Folder>, layout: &Layout<'_>) -> Result<Self> {
+        let homes = (0..layout.brokers)
+            .map(|_| Ok(folder.path().join(format!("kafka-{}", ports::free()?))))
+            .collect::<Result<Vec<_>>>()?;
         let mut attempts = 0;
         loop {
-            match Self::start_new(&folder, &home, doors, makes_topics).await {
+            homes.iter().try_for_each(std::fs::create_dir)?;
+            let taken = |home: &PathBuf| tail(&home.join("kafka.log"), 100).contains("Address already in use");
+            match Self::start_new(&folder, layout, &homes).await {
                 Ok(kafka) => return Ok(kafka),
-                Err(_) if attempts < 3 && tail(&home.join("kafka.log"), 100).contains("Address already in use") => {
+                Err(_) if attempts < 3 && homes.iter().any(taken) => {
                     attempts += 1;
-                    std::fs::remove_dir_all(home.join("data"))?;
+                    homes.iter().try_for_each(std::fs::remove_dir_all)?;
                 }
                 Err(err) => return Err(err),
             }
         }
     }
 
-    async fn start_new(folder: &Arc<Folder>, home: &Path, doors: &[&Proxy], makes_topics: bool) -> Result<Self> {
-        let (broker, controller) = (ports::free()?, ports::free()?);
-        let (mut listeners, mut advertised, mut protocols) = (String::new(), String::new(), String::new());
-        for (i, door) in doors.iter().enumerate() {
-            let behind = ports::free()?;
-            door.lead_to(behind);
-            listeners += &format!(",DOOR{i}://127.0.0.1:{behind}");
-            advertised += &format!(",DOOR{i}://127.0.0.1:{}", door.port());
-            protocols += &format!(",DOOR{i}:PLAINTEXT");
+    async fn start_new(folder: &Arc<Folder>, layout: &Layout<'_>, homes: &[PathBuf]) -> Result<Self> {
+        let addresses = homes.iter().map(|_| Address::free()).collect::<Result<Vec<_>>>()?;
+        let cluster = Cluster { id: uuid(), addresses: &addresses, makes_topics: layout.makes_topics };
+        let mut brokers = Vec::new();
+        for (index, home) in homes.iter().enumerate() {
+            brokers.push(Broker::create(folder, home, &cluster, index, layout.doors)?);
         }
-        let properties = home.join("kraft.properties");
-        std::fs::write(
-            &properties,
-            format!(
-                "process.roles=broker,controller\n\
-                 node.id=1\n\
-                 controller.quorum.voters=1@127.0.0.1:{controller}\n\
-                 listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}{listeners}\n\
-                 advertised.listeners=PLAINTEXT://127.0.0.1:{broker}{advertised}\n\
-                 controller.listener.names=CONTROLLER\n\
-                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\n\
-                 log.dirs={}\n\
-                 auto.create.topics.enable={makes_topics}\n\
-                 offsets.topic.replication.factor=1\n\
-                 offsets.topic.num.partitions=1\n\
-                 transaction.state.log.replication.factor=1\n\
-                 transaction.state.log.min.isr=1\n\
-                 transaction.state.log.num.partitions=1\n\
-                 share.coordinator.state.topic.replication.factor=1\n\
-                 share.coordinator.state.topic.min.isr=1\n\
-                 group.initial.rebalance.delay.ms=0\n",
-                home.join("data").display()
-            ),
-        )?;
-        let classpath = format!("{}/*", jars()?.display());
-        let log4j = home.join("log4j2.properties");
-        std::fs::write(&log4j, include_str!("kafka/log4j2.properties"))?;
-        let log4j = format!("-Dlog4j2.configurationFile={}", log4j.display());
-        // What a JVM that is killed leaves behind (native libraries, counters) goes with the lab's folder.
-        let temporary = format!("-Djava.io.tmpdir={}", home.display());
-        let java = |memory: &str, rest: &[&str]| -> Vec<String> {
-            ["java", memory, "-XX:+UseSerialGC", "-XX:-UsePerfData", &temporary, &log4j, "-cp", &classpath]
-                .into_iter()
-                .chain(rest.iter().copied())
-                .map(str::to_owned)
-                .collect()
-        };
-        let properties = properties.to_string_lossy();
-        let format = java("-Xmx64m", &["kafka.tools.StorageTool", "format", "-t", &uuid(), "-c", &properties]);
-        run(None, &format.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let recipe = Recipe {
-            name: "Kafka".into(),
-            command: java("-Xmx256m", &["kafka.Kafka", &properties]),
-            env: Vec::new(),
-            user: None,
-            log: home.join("kafka.log"),
-            orphan_signal: "KILL",
-        };
-        let server = Arc::new(recipe.start()?);
-        folder.watch(server.pid());
-        let own = Own { recipe, folder: Arc::clone(folder), server: Mutex::new(server) };
-        let kafka = Self { bootstrap: format!("127.0.0.1:{broker}"), own: Some(own) };
+        let bootstrap: Vec<_> = addresses.iter().map(|address| format!("127.0.0.1:{}", address.clients)).collect();
+        let kafka = Self { bootstrap: bootstrap.join(","), own: brokers };
         kafka.ready().await?;
         Ok(kafka)
     }
 
-    /// Waits until the broker answers.
+    /// Waits until Kafka answers, with all of its brokers.
     ///
     /// # Errors
-    /// If it ends instead.
+    /// If one ends instead.
     pub async fn ready(&self) -> Result<()> {
         self.answers(PATIENCE).await
     }
 
     async fn answers(&self, patience: Duration) -> Result<()> {
         until("Kafka to answer", patience, async || {
-            if let Some(own) = &self.own {
-                own.server().check()?;
-            }
+            self.own.iter().try_for_each(Broker::check)?;
+            let expected = self.own.len().max(1);
             let bootstrap = self.bootstrap.clone();
             let answer = tokio::task::spawn_blocking(move || {
                 let client: BaseConsumer = config(&bootstrap).create()?;
                 client.fetch_metadata(None, Duration::from_secs(2)).map(|metadata| metadata.brokers().len())
             });
             Ok(match answer.await? {
-                Ok(0) => Err("no broker yet".to_owned()),
+                Ok(found) if found < expected => Err(format!("{found} of {expected} brokers")),
                 Ok(_) => Ok(()),
                 Err(err) => Err(err.to_string()),
             })
@@ -199,9 +148,9 @@ impl Kafka {
         config(&self.bootstrap)
     }
 
-    /// The server's process id, if it is the lab's own and runs.
+    /// The first broker's process id, if it is the lab's own and runs.
     pub fn pid(&self) -> Option<i32> {
-        self.own.as_ref().map(Own::server).filter(|server| server.ended().is_none()).map(|server| server.pid())
+        self.own.first().and_then(Broker::pid)
     }
 
     /// Ends it in good order.
@@ -209,7 +158,7 @@ impl Kafka {
     /// # Errors
     /// If it does not end, or is not the lab's own.
     pub fn stop(&self) -> Result<()> {
-        self.own()?.server().end(Signal::SIGTERM, PATIENCE).map(drop)
+        self.own()?.iter().try_for_each(Broker::stop)
     }
 
     /// SIGKILL.
@@ -217,7 +166,7 @@ impl Kafka {
     /// # Errors
     /// If it is not the lab's own.
     pub fn kill(&self) -> Result<()> {
-        self.own()?.server().kill().map(drop)
+        self.own()?.iter().try_for_each(Broker::kill)
     }
 
     /// SIGSTOP: connections stay open, nothing answers.
@@ -225,7 +174,7 @@ impl Kafka {
     /// # Errors
     /// If it is not the lab's own or has ended.
     pub fn pause(&self) -> Result<()> {
-        self.own()?.server().pause()
+        self.own()?.iter().try_for_each(Broker::pause)
     }
 
     /// SIGCONT.
@@ -233,7 +182,7 @@ impl Kafka {
     /// # Errors
     /// If it is not the lab's own or has ended.
     pub fn resume(&self) -> Result<()> {
-        self.own()?.server().resume()
+        self.own()?.iter().try_for_each(Broker::resume)
     }
 
     /// Starts it again, with the same data at the same address.
@@ -241,31 +190,28 @@ impl Kafka {
     /// # Errors
     /// If it does not come up.
     pub async fn start(&self) -> Result<()> {
-        let own = self.own()?;
-        let server = Arc::new(own.recipe.start()?);
-        own.folder.watch(server.pid());
-        *own.server.lock().expect("no panic while it is held") = server;
+        self.own()?.iter().try_for_each(Broker::start)?;
         self.ready().await
     }
 
-    /// Its log file, if it is the lab's own.
+    /// Its brokers, if it is the lab's own.
+    pub fn brokers(&self) -> &[Broker] {
+        &self.own
+    }
+
+    /// The first broker's log file, if it is the lab's own.
     pub fn log(&self) -> Option<&Path> {
-        self.own.as_ref().map(|own| own.recipe.log.as_path())
+        self.own.first().map(Broker::log)
     }
 
-    /// The end of its log, for messages.
+    /// The ends of the brokers' logs, for messages.
     pub fn log_tail(&self) -> String {
-        self.own.as_ref().map(|own| tail(&own.recipe.log, 20)).unwrap_or_default()
+        self.own.iter().map(|broker| tail(broker.log(), 20)).collect()
     }
 
-    fn own(&self) -> Result<&Own> {
-        self.own.as_ref().context("this broker is not the lab's own (KAFKA_BOOTSTRAP_SERVERS)")
-    }
-}
-
-impl Own {
-    fn server(&self) -> Arc<Process> {
-        Arc::clone(&self.server.lock().expect("no panic while it is held"))
+    fn own(&self) -> Result<&[Broker]> {
+        anyhow::ensure!(self.is_own(), "this broker is not the lab's own (KAFKA_BOOTSTRAP_SERVERS)");
+        Ok(&self.own)
     }
 }
 
