@@ -42,7 +42,7 @@ pub enum Error {
         #[source]
         source: KafkaError,
     },
-    /// librdkafka has forgotten where Kafka is (`cut_off`).
+    /// librdkafka has forgotten where Kafka is (`watch`).
     #[error("a Kafka client gets no answer any more, and a new one does")]
     CutOff,
     /// A stream has to be in order, which only one partition is.

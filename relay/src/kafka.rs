@@ -151,6 +151,11 @@ impl Kafka {
         self.client(&[]).create_with_context(self.context()).map_err(Error::kafka("preparing a Kafka client"))
     }
 
+    /// Kafka does not answer.
+    pub(crate) fn lost(&self, reason: &str) {
+        self.health.lost(reason);
+    }
+
     /// Whether Kafka answers a client that has just been made. Blocks.
     pub(crate) fn answers(&self, topic: &str) -> bool {
         self.asker().is_ok_and(|asker| asker.fetch_metadata(Some(topic), ANSWER_TIME).is_ok())

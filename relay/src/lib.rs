@@ -12,7 +12,7 @@
 //! | [`errors`] | what can go wrong, what is done about it, and what a person may do |
 //! | [`database`], [`tls`], [`control`] | connections to PostgreSQL |
 //! | [`kafka`] | settings of Kafka clients, and questions to the cluster |
-//! | `cut_off` | clients of Kafka that have lost every broker |
+//! | `watch` | clients of Kafka that get no answer, and topics that are not served |
 //! | [`commands`], [`check`] | the subcommands |
 //! | [`failpoints`] | where tests let it die |
 
@@ -21,7 +21,6 @@ pub mod check;
 pub mod commands;
 pub mod config;
 pub mod control;
-mod cut_off;
 pub mod database;
 pub mod errors;
 pub mod failpoints;
@@ -34,3 +33,4 @@ pub mod sifter;
 pub mod stop;
 pub mod suspicion;
 pub mod tls;
+mod watch;

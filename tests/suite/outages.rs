@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use duplex_lab::kafka::Broker;
 use duplex_lab::proxy::Flow;
-use duplex_lab::{Lab, Node, PATIENCE, until};
+use duplex_lab::{Lab, Node, PATIENCE, topic, until};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
@@ -31,21 +33,30 @@ async fn commits(node: &Node, first: i32, count: i32) -> Result<()> {
     Ok(())
 }
 
+/// Applications on both sides.
+async fn both_commit(lab: &Lab, first: i32) -> Result<()> {
+    let [a, b] = lab.pair();
+    tokio::try_join!(commits(a, first, 200), commits(b, first + 100_000, 200)).map(drop)
+}
+
+/// So many rows are on both sides, half of them from each, in as many transactions.
+async fn arrived(lab: &Lab, rows: i64) -> Result<()> {
+    lab.converges(&["t"]).await?;
+    for node in lab.nodes() {
+        ensure!(node.number("select count(*) from t").await? == rows, "rows are missing on {}", node.name());
+        let sent = lab.transactions(node).await?;
+        ensure!(sent as i64 == rows / 2, "{} has {sent} transactions in its topic", node.name());
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applications_notice_no_outage_of_kafka_relay_or_peer() -> Result<()> {
     let lab = Lab::builder().own_clusters().own_kafka().start().await?;
     let [a, b] = lab.pair();
     lab.create_everywhere(SQL, &["t", "shared"]).await?;
-    let both = async |first: i32| tokio::try_join!(commits(a, first, 200), commits(b, first + 100_000, 200)).map(drop);
-    let arrived = async |rows: i64| -> Result<()> {
-        lab.converges(&["t"]).await?;
-        for node in lab.nodes() {
-            ensure!(node.number("select count(*) from t").await? == rows, "rows are missing on {}", node.name());
-            let sent = lab.transactions(node).await?;
-            ensure!(sent as i64 == rows / 2, "{} has {sent} transactions in its topic", node.name());
-        }
-        Ok(())
-    };
+    let both = async |first| both_commit(&lab, first).await;
+    let arrived = async |rows| arrived(&lab, rows).await;
     both(0).await?;
     arrived(400).await?;
 
@@ -75,6 +86,76 @@ async fn applications_notice_no_outage_of_kafka_relay_or_peer() -> Result<()> {
     b.cluster().start().await?;
     commits(b, 104_000, 200).await?;
     arrived(2000).await?;
+    lab.stop_relays()
+}
+
+/// Every broker has all that is acknowledged in this node's topic.
+async fn is_in_sync(lab: &Lab, node: &Node) -> Result<()> {
+    let client: BaseConsumer = lab.kafka().client().create()?;
+    until("all brokers to be in sync", PATIENCE, async || {
+        let metadata = client.fetch_metadata(Some(&topic::name(node.name())), Duration::from_secs(5))?;
+        let partition = metadata.topics().first().and_then(|topic| topic.partitions().first());
+        let in_sync = partition.map_or(0, |partition| partition.isr().len());
+        Ok(if in_sync == lab.kafka().brokers().len() { Ok(()) } else { Err(format!("{in_sync}")) })
+    })
+    .await
+}
+
+/// Where the relays' logs end now.
+fn logs(lab: &Lab) -> Result<Vec<(&Node, usize)>> {
+    lab.nodes().iter().map(|node| Ok((node, node.relay().log_text()?.len()))).collect()
+}
+
+/// What comes behind those ends says this. Clients are looked at every ten seconds, and wait for answers in between.
+async fn come_to_say(logs: Vec<(&Node, usize)>, words: &str) -> Result<()> {
+    for (node, end) in logs {
+        until(&format!("{words:?} in a log"), PATIENCE * 2, async || {
+            let log = node.relay().log_text()?;
+            Ok(if log[end..].contains(words) { Ok(()) } else { Err(log) })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Most Kafkas are three brokers, of which two must have a record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_outlive_one_two_and_all_brokers_of_a_cluster() -> Result<()> {
+    let lab = Lab::builder().own_clusters().brokers(3).start().await?;
+    lab.create_everywhere(SQL, &["t", "shared"]).await?;
+    let kafka = lab.kafka();
+    let (mut first, mut rows) = (0, 0);
+    let mut struck = async |strike: &dyn Fn() -> Result<()>| -> Result<i64> {
+        (first, rows) = (first + 1000, rows + 400);
+        let (struck, written) = tokio::join!(async { strike() }, both_commit(&lab, first));
+        struck.and(written)?;
+        Ok(rows)
+    };
+    for broker in kafka.brokers() {
+        for node in lab.nodes() {
+            is_in_sync(&lab, node).await?;
+        }
+        let rows = struck(&|| broker.kill()).await?;
+        // The other two go on.
+        arrived(&lab, rows).await?;
+        broker.start()?;
+        kafka.ready().await?;
+    }
+    // One alone does not.
+    let logged = logs(&lab)?;
+    struck(&|| kafka.brokers()[1..].iter().try_for_each(Broker::kill)).await?;
+    come_to_say(logged, "kafka cannot serve a topic").await?;
+    kafka.brokers()[1..].iter().try_for_each(Broker::start)?;
+    let rows = struck(&|| Ok(())).await?;
+    arrived(&lab, rows).await?;
+
+    let logged = logs(&lab)?;
+    let rows = struck(&|| kafka.kill()).await?;
+    come_to_say(logged, "kafka lost").await?;
+    let logged = logs(&lab)?;
+    kafka.start().await?;
+    come_to_say(logged, "kafka is back").await?;
+    arrived(&lab, rows).await?;
     lab.stop_relays()
 }
 

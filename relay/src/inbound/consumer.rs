@@ -9,10 +9,10 @@ use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::apply::Opening;
-use crate::cut_off::Watch;
 use crate::errors::Error;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere, topic_of};
 use crate::node::Node;
+use crate::watch::{Found, Watch};
 
 /// Kafka's header of a record that says how many records stood before it at the least when it was sent.
 pub const RECORDS_BEFORE: &str = "duplex-before";
@@ -82,8 +82,7 @@ impl TopicReader {
         let inner: StreamConsumer<Context> =
             kafka.consumer().create_with_context(kafka.context()).map_err(Error::kafka("preparing a consumer"))?;
         let inner = Arc::new(inner);
-        let watch =
-            Watch::begin(kafka, &topic, &inner, |inner, topic| inner.fetch_metadata(Some(topic), ANSWER_TIME).is_ok());
+        let watch = Watch::begin(kafka, &topic, &inner, ask);
         let reader = Self { inner: Some(inner), topic, watch };
         let extent = reader.extent().await?;
         Ok((reader, extent))
@@ -172,6 +171,17 @@ impl TopicReader {
             }
             _ => Some(Error::kafka("reading a topic")(err)),
         }
+    }
+}
+
+/// Any broker is asked, and then the one that leads the topic.
+fn ask(inner: &StreamConsumer<Context>, topic: &str) -> Found {
+    if inner.fetch_metadata(Some(topic), ANSWER_TIME).is_err() {
+        return Found::Nothing;
+    }
+    match inner.fetch_watermarks(topic, 0, ANSWER_TIME) {
+        Ok(_) => Found::Served,
+        Err(err) => Found::Unserved { reason: format!("the broker that leads it does not answer: {err}") },
     }
 }
 

@@ -1,6 +1,7 @@
 //! Kafka's end of the outbound way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use duplex_protocol::record::{Header as RecordHeader, Kind};
 use rdkafka::ClientContext;
@@ -10,10 +11,10 @@ use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::mpsc;
 
-use crate::cut_off::Watch;
 use crate::errors::Error;
 use crate::inbound::consumer::RECORDS_BEFORE;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere};
+use crate::watch::{Found, Watch};
 
 /// Kafka has a record, or has refused it for good.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Delivery {
 struct Reports {
     context: Context,
     deliveries: mpsc::UnboundedSender<Delivery>,
+    /// Looks in a row at which something waited; what is delivered in between makes it 0.
+    waits: AtomicU32,
 }
 
 impl ClientContext for Reports {
@@ -45,6 +48,7 @@ impl ProducerContext for Reports {
     fn delivery(&self, delivered: &DeliveryResult<'_>, number: usize) {
         let result = match delivered {
             Ok(message) => {
+                self.waits.store(0, Ordering::Relaxed);
                 self.context.back();
                 Ok(message.offset())
             }
@@ -76,14 +80,11 @@ impl Producer {
     /// [`Error::Kafka`] if a property is unknown or malformed.
     pub fn new(kafka: &Kafka, topic: String) -> Result<Self, Error> {
         let (sender, deliveries) = mpsc::unbounded_channel();
-        let reports = Reports { context: kafka.context(), deliveries: sender };
+        let reports = Reports { context: kafka.context(), deliveries: sender, waits: AtomicU32::new(0) };
         let inner: ThreadedProducer<Reports> =
             kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
         let inner = Arc::new(inner);
-        // While something waits to be sent, since a producer's question about a topic may create it.
-        let watch = Watch::begin(kafka, &topic, &inner, |inner, topic| {
-            inner.in_flight_count() == 0 || inner.client().fetch_metadata(Some(topic), ANSWER_TIME).is_ok()
-        });
+        let watch = Watch::begin(kafka, &topic, &inner, ask);
         Ok(Self { inner: Some(inner), topic, deliveries, watch })
     }
 
@@ -137,6 +138,25 @@ impl Producer {
     /// As [`Self::delivered`].
     pub fn delivered_already(&mut self) -> Result<Option<(usize, i64)>, Error> {
         self.deliveries.try_recv().ok().map(checked).transpose()
+    }
+}
+
+/// Asks while something waits to be sent, since a producer's question about a topic may create it.
+fn ask(inner: &ThreadedProducer<Reports>, topic: &str) -> Found {
+    let waits = &inner.context().waits;
+    if inner.in_flight_count() == 0 {
+        waits.store(0, Ordering::Relaxed);
+        return Found::Served;
+    }
+    let earlier = waits.fetch_add(1, Ordering::Relaxed);
+    match inner.client().fetch_metadata(Some(topic), ANSWER_TIME) {
+        Err(_) => Found::Nothing,
+        Ok(_) if earlier == 0 => Found::Served,
+        Ok(_) => {
+            let reason =
+                "no record is acknowledged: is the broker that leads it up, and as many as min.insync.replicas?";
+            Found::Unserved { reason: reason.to_owned() }
+        }
     }
 }
 
