@@ -5,6 +5,7 @@
 //! the next generation; so nothing is ever sent again within a generation except by the idempotent producer itself.
 
 pub mod in_flight;
+mod polled;
 pub mod producer;
 pub mod promised;
 pub mod replay;

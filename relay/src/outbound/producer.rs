@@ -8,9 +8,10 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use tokio::sync::mpsc;
 
+use super::polled::PolledProducer;
 use crate::errors::Error;
 use crate::inbound::consumer::RECORDS_BEFORE;
 use crate::kafka::{ANSWER_TIME, Context, Kafka, blocking, drop_elsewhere};
@@ -61,7 +62,7 @@ impl ProducerContext for Reports {
 
 /// Writes one generation of the node's stream, to partition 0 of its topic.
 pub struct Producer {
-    inner: Option<Arc<ThreadedProducer<Reports>>>,
+    inner: Option<Arc<PolledProducer<Reports>>>,
     topic: String,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
     watch: Watch,
@@ -81,8 +82,8 @@ impl Producer {
     pub fn new(kafka: &Kafka, topic: String) -> Result<Self, Error> {
         let (sender, deliveries) = mpsc::unbounded_channel();
         let reports = Reports { context: kafka.context(), deliveries: sender, waits: AtomicU32::new(0) };
-        let inner: ThreadedProducer<Reports> =
-            kafka.producer().create_with_context(reports).map_err(Error::kafka("preparing the producer"))?;
+        let inner =
+            PolledProducer::create(&kafka.producer(), reports).map_err(Error::kafka("preparing the producer"))?;
         let inner = Arc::new(inner);
         let watch = Watch::begin(kafka, &topic, &inner, ask);
         Ok(Self { inner: Some(inner), topic, deliveries, watch })
@@ -142,7 +143,7 @@ impl Producer {
 }
 
 /// Asks while something waits to be sent, since a producer's question about a topic may create it.
-fn ask(inner: &ThreadedProducer<Reports>, topic: &str) -> Found {
+fn ask(inner: &PolledProducer<Reports>, topic: &str) -> Found {
     let waits = &inner.context().waits;
     if inner.in_flight_count() == 0 {
         waits.store(0, Ordering::Relaxed);
