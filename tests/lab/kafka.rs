@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -156,9 +156,12 @@ impl Kafka {
     /// Ends it in good order.
     ///
     /// # Errors
-    /// If it does not end, or is not the lab's own.
+    /// If it does not end, is not the lab's own, or is several brokers, of which the last one would wait for the others.
     pub fn stop(&self) -> Result<()> {
-        self.own()?.iter().try_for_each(Broker::stop)
+        match self.own()? {
+            [broker] => broker.stop(),
+            _ => bail!("a Kafka of several brokers ends in no good order"),
+        }
     }
 
     /// SIGKILL.
