@@ -12,6 +12,7 @@
 //! | `backend_local` | variables of a backend |
 //! | `hot` | what each short transaction runs through, kept together |
 //! | `commits` | when and from where transactions were committed |
+//! | `shared_memory` | what sessions of a server have in common |
 //! | `slot` | reading the values of a slot |
 //!
 //! The SQL side is written by hand in `/sql`; a test compares its C declarations with the functions here.
@@ -32,6 +33,7 @@ mod gucs;
 mod hot;
 mod node;
 mod queue;
+mod shared_memory;
 mod slot;
 
 pgrx::pg_module_magic!();

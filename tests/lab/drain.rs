@@ -1,6 +1,7 @@
 //! A node's queue, drained without a relay and read by what it says.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use duplex_protocol::json::View;
@@ -50,7 +51,16 @@ impl Drain {
     /// # Errors
     /// The server's; records that cannot be read.
     pub async fn take(&mut self, max_bytes: i32) -> Result<Vec<Drained>> {
-        let rows = self.session.client().query("select duplex.drain(0, $1)", &[&max_bytes]).await?;
+        self.take_within(Duration::ZERO, max_bytes).await
+    }
+
+    /// The same, waiting for so long where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Drain::take`].
+    pub async fn take_within(&mut self, patience: Duration, max_bytes: i32) -> Result<Vec<Drained>> {
+        let patience = patience.as_millis() as i32;
+        let rows = self.session.client().query("select duplex.drain($1, $2)", &[&patience, &max_bytes]).await?;
         let mut whole = Vec::new();
         for row in rows {
             let bytes: Vec<u8> = row.get(0);
@@ -69,6 +79,14 @@ impl Drain {
             }
         }
         Ok(whole)
+    }
+
+    /// The process that serves the session.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn pid(&self) -> Result<i64> {
+        self.session.number("select pg_backend_pid()").await
     }
 
     /// Confirms everything up to this transaction.

@@ -54,6 +54,7 @@ mod relay_check;
 mod relay_command;
 mod relay_tail;
 mod replaced;
+mod resting;
 mod samples;
 mod savepoints;
 mod security;

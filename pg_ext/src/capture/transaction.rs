@@ -17,6 +17,7 @@ use crate::conflict::pending;
 use crate::errors::{OrRaise as _, Result};
 use crate::hot::guarded;
 use crate::queue::append::{FlushPoint, QueueWriter, ShortRow};
+use crate::queue::doorbell;
 use crate::queue::short::ShortBody;
 
 /// Positions of what is captured after the flush are counted in chunks from here on. No body is as long.
@@ -82,6 +83,11 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _a
         if event == XACT_EVENT_COMMIT {
             guarded(|| {
                 commits::note();
+                at_an_end(|current| {
+                    if current.flushed.is_some() {
+                        doorbell::ring();
+                    }
+                });
                 over();
             });
         } else if event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE {
@@ -205,6 +211,7 @@ fn ready() -> Result<Option<ShortRow>> {
         if current.buffer.is_empty() {
             return Ok(None);
         }
+        doorbell::find();
         commits::join();
         commits::expect_own();
         let row = match current.short_body() {

@@ -4,21 +4,18 @@
 //! replaces one of its rows.
 //!
 //! The table is a segment of dynamic shared memory, which the first session makes and the server keeps: that needs no
-//! `shared_preload_libraries`. Where it is stands in a few bytes of what every server has to spare. A server that has no
+//! `shared_preload_libraries`. Where it is stands in a few bytes of what every server has to spare (`shared_memory`). A server that has no
 //! such memory does without, and is asked more often.
 
 use std::cell::Cell;
-use std::ffi::CStr;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
-use pgrx::{PgTryBuilder, pg_sys};
+use pgrx::pg_sys;
 
 use super::{Commit, VALID_BITS};
 use crate::backend_local::BackendLocal;
-
-/// What `pg_shmem_allocations` shows.
-const NAME: &CStr = c"pg_duplex commits";
+use crate::shared_memory::{self, Shared};
 
 /// The table is as large as this part of `shared_buffers` …
 const PART_OF_BUFFERS: usize = 64;
@@ -46,6 +43,9 @@ struct Head {
     handle: AtomicU32,
 }
 
+// SAFETY: all zero is a head without a table; all else is done by atomic operations.
+unsafe impl Shared for Head {}
+
 /// There is no table yet.
 const NONE: u32 = 0;
 /// A session is making it. Should it die in the middle, the others go on without.
@@ -62,7 +62,7 @@ pub(crate) fn join() {
 
 #[cold]
 fn look_for_table() {
-    let Some(head) = HEAD.get().or_else(find_head) else { return joined() };
+    let Some(head) = HEAD.get().or_else(|| shared_memory::find(c"pg_duplex commits")) else { return joined() };
     HEAD.set(Some(head));
     let table = match head.state.load(Ordering::Acquire) {
         MADE => head.attach(),
@@ -86,17 +86,6 @@ fn joined() {
 #[inline]
 pub(super) fn is_noted() -> bool {
     NOTED.get()
-}
-
-fn find_head() -> Option<&'static Head> {
-    let head = without_error(|| {
-        let mut is_found = false;
-        // SAFETY: nobody else uses the name.
-        unsafe { pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<Head>(), &raw mut is_found).cast::<Head>() }
-    });
-    // SAFETY: null, or there as long as the server. Nobody has used this memory before, and the kernel gave it out all zero,
-    // which is a head without a table; all else is done by atomic operations.
-    unsafe { head.as_ref() }
 }
 
 impl Head {
@@ -139,15 +128,10 @@ fn mapped(get: impl Fn() -> *mut pg_sys::dsm_segment + UnwindSafe + RefUnwindSaf
     unsafe {
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::CurrentResourceOwner = std::ptr::null_mut();
-        let segment = without_error(get);
+        let segment = shared_memory::or_null(get);
         pg_sys::CurrentResourceOwner = owner;
         segment
     }
-}
-
-/// What was asked for, or null where that raises an ERROR: then the server holds nothing of it any more.
-fn without_error<T>(get: impl Fn() -> *mut T + UnwindSafe + RefUnwindSafe) -> *mut T {
-    PgTryBuilder::new(get).catch_others(|_| std::ptr::null_mut()).execute()
 }
 
 /// So many places the table has: a power of two.

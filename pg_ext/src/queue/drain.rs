@@ -18,7 +18,7 @@ use super::snapshot::Snapshot;
 use super::state::{self, State};
 use super::tables::{self, COUNT};
 use super::watermark::Watermarks;
-use super::{rotate, short, wal};
+use super::{doorbell, rotate, short, wal};
 use crate::backend_local::BackendLocal;
 use crate::errors::{Failure, OrRaise as _, Result};
 use crate::node::{self, Node};
@@ -26,10 +26,13 @@ use crate::node::{self, Node};
 /// Key of the advisory lock that the one active relay of a database holds, as (class, object).
 const DRAIN_LOCK: (i32, i32) = (0x6475_7078, 1);
 
-/// How often the queue's tail is looked at while transactions come in, and while none has come for [`IDLE_AFTER`].
+/// How often the queue's tail is looked at while transactions come in.
 const POLL_BUSY: Duration = Duration::from_millis(1);
-const POLL_IDLE: Duration = Duration::from_millis(4);
-const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// After so long without one the drain waits for the bell. An application that commits less often pays for ringing it, some
+/// microseconds; one that commits more often would make it dear.
+const REST_AFTER: Duration = Duration::from_millis(20);
+/// How often it looks even so, for those that cannot ring.
+const POLL_RESTING: Duration = Duration::from_millis(20);
 /// How often an idle drain sees whether a table can be truncated that could not be at the last confirm.
 const ROTATE_EVERY: Duration = Duration::from_secs(1);
 
@@ -206,7 +209,13 @@ impl Drain {
             if now >= deadline {
                 return Ok(Vec::new());
             }
-            let poll = if now - self.last_found < IDLE_AFTER { POLL_BUSY } else { POLL_IDLE };
+            let poll = if now - self.last_found < REST_AFTER {
+                POLL_BUSY
+            } else if doorbell::rest() {
+                continue;
+            } else {
+                POLL_RESTING
+            };
             wal::nap(poll.min(deadline - now));
         }
     }

@@ -12,6 +12,7 @@
 //! | `snapshot` | the drain's rule: seen now, and not before |
 //! | `segment` | which pages of one table still have to be looked at |
 //! | `pass` | one pass over the rows of one snapshot, in the order of commits |
+//! | `doorbell` | a committing transaction wakes a drain that rests |
 //! | `drain` | the functions that the relay calls |
 //! | `state` | how far the relay has come, durably |
 //! | `rotate` | truncating a table whose rows are all published, moving writers on |
@@ -20,6 +21,7 @@
 
 pub(crate) mod append;
 pub(crate) mod descriptors;
+pub(crate) mod doorbell;
 mod drain;
 mod limit;
 mod page;

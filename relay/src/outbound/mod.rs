@@ -33,7 +33,7 @@ use crate::stop::Stop;
 use crate::suspicion::Suspicion;
 
 /// How long the server may wait for something to drain before it answers.
-const DRAIN_WAIT_MS: i32 = 100;
+const DRAIN_WAIT_MS: i32 = 250;
 /// Bytes of records in one answer, about: many small ones, or one chunk.
 const DRAIN_BYTES: i32 = 512 * 1024;
 /// Beyond this much in librdkafka nothing more is drained.
