@@ -1,5 +1,7 @@
 //! What can go wrong, and the one table that says what is done about it and what a person may do.
 
+use std::borrow::Cow;
+
 use duplex_protocol::codec::DecodeError;
 use duplex_protocol::sqlstate::{self, Class};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -37,7 +39,7 @@ pub enum Error {
     #[error("{what}: {source}")]
     Kafka {
         /// What was being done.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// What librdkafka says.
         #[source]
         source: KafkaError,
@@ -138,7 +140,8 @@ pub struct FailedChange {
 
 impl Error {
     /// Says what was being done when Kafka failed.
-    pub fn kafka(what: &'static str) -> impl FnOnce(KafkaError) -> Self {
+    pub fn kafka(what: impl Into<Cow<'static, str>>) -> impl FnOnce(KafkaError) -> Self {
+        let what = what.into();
         move |source| Self::Kafka { what, source }
     }
 
@@ -289,7 +292,8 @@ mod tests {
     #[test]
     fn a_connection_error_is_never_a_data_error() {
         // Treating it so skipped a committed transaction elsewhere.
-        let err = Error::Kafka { what: "x", source: KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure) };
+        let err =
+            Error::Kafka { what: "x".into(), source: KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure) };
         assert_eq!(err.treatment().0, Policy::Retry);
         assert_eq!(Error::Gap(String::new()).treatment().0, Policy::Gap);
     }

@@ -11,6 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataPartition;
 
 use crate::errors::Error;
 
@@ -42,6 +43,31 @@ impl std::fmt::Debug for Kafka {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<_> = self.properties.keys().collect();
         out.debug_struct("Kafka").field("bootstrap", &self.bootstrap).field("properties", &names).finish()
+    }
+}
+
+/// How a topic is, as a broker tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topic {
+    /// A stream needs one.
+    pub partitions: usize,
+    /// Whether a broker leads the first of them, so that it can be written and read.
+    pub is_led: bool,
+    /// So many brokers are to have its records.
+    pub replicas: usize,
+    /// So many have the newest.
+    pub in_sync: usize,
+}
+
+impl Topic {
+    fn of(partitions: &[MetadataPartition]) -> Self {
+        let first = partitions.first();
+        Self {
+            partitions: partitions.len(),
+            is_led: first.is_some_and(|first| first.leader() >= 0),
+            replicas: first.map_or(0, |first| first.replicas().len()),
+            in_sync: first.map_or(0, |first| first.isr().len()),
+        }
     }
 }
 
@@ -161,20 +187,20 @@ impl Kafka {
         self.asker().is_ok_and(|asker| asker.fetch_metadata(Some(topic), ANSWER_TIME).is_ok())
     }
 
-    /// How many partitions a topic has; `None` if it does not exist. Also proves that Kafka answers.
+    /// How a topic is; `None` if it does not exist. Also proves that Kafka answers.
     ///
     /// # Errors
     /// If Kafka does not answer.
-    pub async fn partitions(&self, topic: &str) -> Result<Option<usize>, Error> {
+    pub async fn topic(&self, topic: &str) -> Result<Option<Topic>, Error> {
         let (kafka, topic) = (self.clone(), topic.to_owned());
         blocking(move || {
             let metadata = kafka
                 .asker()?
                 .fetch_metadata(Some(&topic), ANSWER_TIME)
-                .map_err(Error::kafka("asking Kafka about a topic"))?;
+                .map_err(Error::kafka(format!("asking Kafka about topic {topic}")))?;
             kafka.health.back();
             let found = metadata.topics().iter().find(|found| found.name() == topic);
-            Ok(found.filter(|found| found.error().is_none()).map(|found| found.partitions().len()))
+            Ok(found.filter(|found| found.error().is_none()).map(|found| Topic::of(found.partitions())))
         })
         .await
     }
@@ -202,14 +228,12 @@ impl Kafka {
     pub async fn topic_setting(&self, topic: &str, names: &[&str]) -> Result<Vec<Option<String>>, Error> {
         let admin = self.admin()?;
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIME));
-        let asked = Error::kafka("asking Kafka for a topic's settings");
-        let mut answers = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.map_err(asked)?;
+        let asked = || Error::kafka(format!("asking Kafka for the settings of topic {topic}"));
+        let mut answers = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.map_err(asked())?;
         drop_elsewhere(admin);
         let answer = match answers.pop() {
             Some(Ok(answer)) => answer,
-            Some(Err(code)) => {
-                return Err(Error::kafka("asking Kafka for a topic's settings")(KafkaError::AdminOp(code)));
-            }
+            Some(Err(code)) => return Err(asked()(KafkaError::AdminOp(code))),
             None => return Ok(vec![None; names.len()]),
         };
         Ok(names.iter().map(|name| answer.get(name).and_then(|entry| entry.value.clone())).collect())
@@ -220,7 +244,7 @@ impl Kafka {
     /// # Errors
     /// [`Error::TopicPartitions`] if it has several: order would be lost.
     pub async fn ensure_topic(&self, topic: &str) -> Result<(), Error> {
-        match self.partitions(topic).await? {
+        match self.topic(topic).await?.map(|topic| topic.partitions) {
             Some(1) => {}
             Some(found) if found > 1 => return Err(Error::TopicPartitions { topic: topic.to_owned(), found }),
             _ => self.create_topic(topic).await?,
@@ -239,11 +263,12 @@ impl Kafka {
             .set("retention.ms", "-1")
             .set("cleanup.policy", "delete");
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIME * 2)).operation_timeout(Some(ANSWER_TIME));
-        let made = admin.create_topics(&[new], &options).await.map_err(Error::kafka("creating the topic"))?;
+        let failed = || Error::kafka(format!("creating topic {topic}"));
+        let made = admin.create_topics(&[new], &options).await.map_err(failed())?;
         drop_elsewhere(admin);
         match made.into_iter().next() {
             Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-                Err(Error::kafka("creating the topic")(KafkaError::AdminOp(code)))
+                Err(failed()(KafkaError::AdminOp(code)))
             }
             _ => {
                 tracing::info!(topic, "topic created");

@@ -4,15 +4,17 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use duplex_lab::kafka::Broker;
 use duplex_lab::proxy::Flow;
 use duplex_lab::{Lab, Node, PATIENCE, topic, until};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
-use super::relay_command::command;
+use super::relay_command::{command, run};
 
 const SQL: &str = "create table t (id int primary key, v text); create table shared (id int primary key, v text)";
 
@@ -118,6 +120,32 @@ async fn come_to_say(logs: Vec<(&Node, usize)>, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// So many brokers must have a record of this node from now on.
+async fn must_be_in_sync(lab: &Lab, node: &Node, least: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = lab.kafka().client().create()?;
+    let topic = topic::name(node.name());
+    // What is not named goes back to its default.
+    let settings =
+        AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("retention.ms", "-1").set("min.insync.replicas", least);
+    for altered in admin.alter_configs(&[settings], &AdminOptions::new()).await? {
+        altered.map_err(|(_, code)| anyhow!("{topic}: {code}"))?;
+    }
+    Ok(())
+}
+
+/// `check` comes to say this of the node's own topic, and nothing else is to be said of it.
+async fn check_says(lab: &Lab, node: &Node, kind: &str, words: &str) -> Result<()> {
+    let url = node.relay_url();
+    until(&format!("{words:?} from check"), PATIENCE, async || {
+        let ran = run(&["check", "--database", &url, "--kafka", lab.kafka().bootstrap()]).await?;
+        let worth_saying = ran.out.lines().filter(|line| line.contains("own topic") && !line.starts_with("ok"));
+        let lines: Vec<&str> = worth_saying.collect();
+        let is_said = lines.len() == 1 && lines[0].starts_with(kind) && lines[0].contains(words);
+        Ok(if is_said { Ok(()) } else { Err(ran.out) })
+    })
+    .await
+}
+
 /// Most Kafkas are three brokers, of which two must have a record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_outlive_one_two_and_all_brokers_of_a_cluster() -> Result<()> {
@@ -138,10 +166,20 @@ async fn streams_outlive_one_two_and_all_brokers_of_a_cluster() -> Result<()> {
         let rows = struck(&|| broker.kill()).await?;
         // The other two go on.
         arrived(&lab, rows).await?;
+        check_says(&lab, lab.node(0), "note", "2 of its 3 replicas are in sync").await?;
         broker.start()?;
         kafka.ready().await?;
     }
-    // One alone does not.
+    // As one alone does not, where two must have a record, two do not where three must.
+    let demanding = lab.node(0);
+    is_in_sync(&lab, demanding).await?;
+    must_be_in_sync(&lab, demanding, "3").await?;
+    kafka.brokers()[0].kill()?;
+    check_says(&lab, demanding, "FAIL", "2 of its 3 replicas are in sync, and min.insync.replicas is 3").await?;
+    kafka.brokers()[0].start()?;
+    kafka.ready().await?;
+    must_be_in_sync(&lab, demanding, "2").await?;
+
     let logged = logs(&lab)?;
     struck(&|| kafka.brokers()[1..].iter().try_for_each(Broker::kill)).await?;
     come_to_say(logged, "kafka cannot serve a topic").await?;

@@ -1,6 +1,7 @@
 //! What must be true before a relay can work, each with a line of advice.
 
 mod schemas;
+mod topics;
 
 use std::fmt;
 
@@ -10,11 +11,6 @@ use crate::config::Settings;
 use crate::control::{Control, Info};
 use crate::database::Session;
 use crate::errors::Error;
-use crate::inbound::consumer::TopicReader;
-use crate::kafka::{Kafka, retention_advice, topic_of};
-
-/// A record has at most 512 KiB of body, and a header.
-const RECORD_BYTES: i64 = 600_000;
 
 /// The functions that the relay calls.
 const FUNCTIONS: [&str; 19] = [
@@ -102,7 +98,7 @@ pub async fn all(settings: &Settings) -> Vec<Finding> {
             (Some(session), info)
         }
     };
-    let readable = kafka(&settings.kafka, session.as_ref(), info.as_ref(), &mut findings).await;
+    let readable = topics::look(&settings.kafka, session.as_ref(), info.as_ref(), &mut findings).await;
     if let Some(session) = session {
         for peer in readable {
             schemas::compare(&session, &settings.kafka, &peer, &mut findings).await;
@@ -205,88 +201,6 @@ async fn stream_states(session: &Session, findings: &mut Vec<Finding>) {
             "retrying" => Finding::note(format!("{stream}: retrying: {reason}"), "it goes on by itself"),
             _ => Finding::Fine(format!("{stream}: {state}")),
         });
-    }
-}
-
-/// Returns the peers whose topics can be read.
-async fn kafka(
-    kafka: &Kafka,
-    session: Option<&Session>,
-    info: Option<&Info>,
-    findings: &mut Vec<Finding>,
-) -> Vec<String> {
-    let own = info.map(|info| topic_of(&info.node));
-    // Without a node any topic's name serves to see whether Kafka answers.
-    match kafka.partitions(own.as_deref().unwrap_or("duplex.check")).await {
-        Err(err) => {
-            findings.push(Finding::error(&err));
-            return Vec::new();
-        }
-        Ok(partitions) => {
-            findings.push(Finding::Fine(format!("Kafka answers at {}", kafka.bootstrap())));
-            if let Some(topic) = own {
-                own_topic(kafka, &topic, partitions, findings).await;
-            }
-        }
-    }
-    let mut readable = Vec::new();
-    for peer in info.map(|info| info.peers.as_slice()).unwrap_or_default() {
-        let topic = topic_of(peer);
-        let finding = match kafka.partitions(&topic).await {
-            Ok(Some(1)) => {
-                readable.push(peer.clone());
-                findings.push(Finding::Fine(format!("peer's topic {topic} has 1 partition")));
-                let Some(session) = session else { continue };
-                lag(session, kafka, peer).await.unwrap_or_else(|err| Finding::error(&err))
-            }
-            Ok(Some(found)) => Finding::error(&Error::TopicPartitions { topic, found }),
-            Ok(None) => Finding::note(format!("peer's topic {topic} does not exist yet"), "start the peer's relay"),
-            Err(err) => Finding::error(&err),
-        };
-        findings.push(finding);
-    }
-    readable
-}
-
-/// How far a peer's stream is applied here.
-async fn lag(session: &Session, kafka: &Kafka, peer: &str) -> Result<Finding, Error> {
-    let topic = topic_of(peer);
-    let (_, extent) = TopicReader::open(kafka, topic.clone()).await?;
-    let row = session.query_one("select duplex.next_offset($1)", &[&peer]).await;
-    let row = row.map_err(Error::database("reading how far a peer's stream is applied"))?;
-    Ok(match extent.high - row.get::<_, i64>(0) {
-        ..=0 => Finding::Fine(format!("peer's topic {topic}: all {} records are applied here", extent.high)),
-        left => Finding::note(
-            format!("peer's topic {topic}: {left} of {} records are not applied here yet", extent.high),
-            "it goes on by itself, unless this says otherwise of the peer above",
-        ),
-    })
-}
-
-async fn own_topic(kafka: &Kafka, topic: &str, partitions: Option<usize>, findings: &mut Vec<Finding>) {
-    match partitions {
-        None => {
-            findings.push(Finding::Fine(format!("own topic {topic} does not exist yet: the relay creates it")));
-            return;
-        }
-        Some(1) => findings.push(Finding::Fine(format!("own topic {topic} has 1 partition"))),
-        Some(found) => findings.push(Finding::error(&Error::TopicPartitions { topic: topic.to_owned(), found })),
-    }
-    let names = ["retention.ms", "retention.bytes", "cleanup.policy", "max.message.bytes"];
-    match kafka.topic_setting(topic, &names).await {
-        Err(err) => findings.push(Finding::note(err.to_string(), "the topic's settings are not checked")),
-        Ok(settings) => {
-            let forgets = retention_advice(&settings).into_iter();
-            findings.extend(forgets.map(|advice| Finding::note(format!("own topic {topic}"), advice)));
-            let limit = settings.get(3).cloned().flatten().and_then(|limit| limit.parse::<i64>().ok());
-            findings.push(match limit {
-                Some(limit) if limit < RECORD_BYTES => Finding::failure(
-                    format!("own topic {topic} takes records of at most {limit} bytes"),
-                    format!("set its max.message.bytes to {RECORD_BYTES} at least"),
-                ),
-                _ => Finding::Fine(format!("own topic {topic} takes records of {RECORD_BYTES} bytes")),
-            });
-        }
     }
 }
 

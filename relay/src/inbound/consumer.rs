@@ -74,7 +74,7 @@ impl TopicReader {
     /// # Errors
     /// [`Error::TopicMissing`], [`Error::TopicPartitions`], [`Error::Kafka`].
     pub async fn open(kafka: &Kafka, topic: String) -> Result<(Self, Extent), Error> {
-        match kafka.partitions(&topic).await? {
+        match kafka.topic(&topic).await?.map(|topic| topic.partitions) {
             Some(1) => {}
             Some(found) if found > 1 => return Err(Error::TopicPartitions { topic, found }),
             _ => return Err(Error::TopicMissing { topic }),
@@ -95,8 +95,9 @@ impl TopicReader {
     pub async fn extent(&self) -> Result<Extent, Error> {
         let (inner, topic) = (self.inner()?.clone(), self.topic.clone());
         blocking(move || {
-            let (low, high) =
-                inner.fetch_watermarks(&topic, 0, ANSWER_TIME).map_err(Error::kafka("asking what a topic holds"))?;
+            let (low, high) = inner
+                .fetch_watermarks(&topic, 0, ANSWER_TIME)
+                .map_err(Error::kafka(format!("asking what topic {topic} holds")))?;
             Ok(Extent { low, high })
         })
         .await
@@ -111,10 +112,10 @@ impl TopicReader {
     /// # Errors
     /// [`Error::Kafka`].
     pub fn start(&self, offset: i64) -> Result<(), Error> {
-        let failed = "starting to read a topic";
+        let failed = || Error::kafka(format!("starting to read topic {}", self.topic));
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&self.topic, 0, Offset::Offset(offset)).map_err(Error::kafka(failed))?;
-        self.inner()?.assign(&assignment).map_err(Error::kafka(failed))
+        assignment.add_partition_offset(&self.topic, 0, Offset::Offset(offset)).map_err(failed())?;
+        self.inner()?.assign(&assignment).map_err(failed())
     }
 
     /// The next record; may be dropped without losing one. Kafka's absence is waited out.
@@ -169,7 +170,7 @@ impl TopicReader {
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                 Some(Error::TopicMissing { topic: self.topic.clone() })
             }
-            _ => Some(Error::kafka("reading a topic")(err)),
+            _ => Some(Error::kafka(format!("reading topic {}", self.topic))(err)),
         }
     }
 }

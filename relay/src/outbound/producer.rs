@@ -97,7 +97,7 @@ impl Producer {
     pub async fn connected(&self) -> Result<(), Error> {
         let (inner, topic) = (self.inner.clone().ok_or(Error::Ending)?, self.topic.clone());
         blocking(move || {
-            let asked = Error::kafka("asking Kafka about a topic");
+            let asked = Error::kafka(format!("asking Kafka about topic {topic}"));
             inner.client().fetch_metadata(Some(&topic), ANSWER_TIME).map(drop).map_err(asked)
         })
         .await
