@@ -12,8 +12,10 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataPartition;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::errors::Error;
+use crate::watch;
 
 /// How long the cluster may take to answer a question.
 pub const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -36,6 +38,7 @@ pub struct Kafka {
     bootstrap: String,
     properties: BTreeMap<String, String>,
     health: Arc<Health>,
+    looks: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Kafka {
@@ -85,7 +88,8 @@ impl Kafka {
         if let Some(name) = properties.keys().find(|name| OURS.contains(&name.as_str())) {
             bail!("Kafka property {name} cannot be set: each transaction once and in order depends on it");
         }
-        let kafka = Self { bootstrap, properties, health: Arc::default() };
+        let looks = Arc::new(Semaphore::new(watch::LOOKS));
+        let kafka = Self { bootstrap, properties, health: Arc::default(), looks };
         for config in [kafka.client(&[]), kafka.producer(), kafka.consumer()] {
             match config.create_native_config() {
                 Ok(_) => {}
@@ -180,6 +184,11 @@ impl Kafka {
     /// Kafka does not answer.
     pub(crate) fn lost(&self, reason: &str) {
         self.health.lost(reason);
+    }
+
+    /// Leave to look after a client (`watch`), unless enough others are looked at just now.
+    pub(crate) fn turn_to_look(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.looks).try_acquire_owned().ok()
     }
 
     /// Whether Kafka answers a client that has just been made. Blocks.

@@ -21,6 +21,9 @@ use crate::kafka::{Kafka, blocking};
 
 /// How often a client is asked to ask.
 const LOOK: Duration = Duration::from_secs(10);
+/// So many are asked at a time. While Kafka is away a look takes as long as the next one is due, and the relay has a few threads
+/// for what waits: those who would come back need them, too.
+pub(crate) const LOOKS: usize = 4;
 
 /// What a client finds when it asks Kafka about its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +52,16 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins.
     pub(crate) fn begin<C: Send + Sync + 'static>(kafka: &Kafka, topic: &str, client: &Arc<C>, ask: Ask<C>) -> Self {
+        Self::every(LOOK, kafka, topic, client, ask)
+    }
+
+    fn every<C: Send + Sync + 'static>(
+        pause: Duration,
+        kafka: &Kafka,
+        topic: &str,
+        client: &Arc<C>,
+        ask: Ask<C>,
+    ) -> Self {
         let (sender, cut_off) = watch::channel(false);
         // Whoever uses the client says when it ends.
         let client = Arc::downgrade(client);
@@ -56,10 +69,16 @@ impl Watch {
         let task = tokio::spawn(async move {
             let mut was_served = true;
             loop {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(pause).await;
+                // Where Kafka is there, the others have their answers soon.
+                let Some(turn) = kafka.turn_to_look() else { continue };
                 let look = {
                     let (kafka, topic, client) = (kafka.clone(), topic.clone(), client.clone());
-                    blocking(move || Ok(look(&kafka, &topic, &client, ask)))
+                    blocking(move || {
+                        let seen = look(&kafka, &topic, &client, ask);
+                        drop(turn);
+                        Ok(seen)
+                    })
                 };
                 match look.await {
                     Ok(Seen::Served) => {
@@ -121,5 +140,61 @@ fn look<C>(kafka: &Kafka, topic: &str, client: &Weak<C>, ask: Ask<C>) -> Seen {
         // Kafka may have come back in between.
         Found::Nothing if found() != Found::Nothing => Seen::Served,
         Found::Nothing => Seen::CutOff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Condvar, Mutex, PoisonError};
+
+    use super::*;
+
+    /// A client whose questions are answered when the test says so.
+    #[derive(Default)]
+    struct Patient {
+        asked: AtomicUsize,
+        is_answered: Mutex<bool>,
+        answered: Condvar,
+    }
+
+    fn wait(client: &Patient, _topic: &str) -> Found {
+        client.asked.fetch_add(1, Ordering::Relaxed);
+        let is_answered = client.is_answered.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(client.answered.wait_while(is_answered, |is_answered| !*is_answered));
+        Found::Served
+    }
+
+    #[test]
+    fn looks_at_a_kafka_that_is_away_leave_threads_to_others() -> anyhow::Result<()> {
+        let kafka = Kafka::new("127.0.0.1:1".to_owned(), BTreeMap::new())?;
+        let client = Arc::new(Patient::default());
+        // One thread more than looks may take.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(LOOKS + 1).build()?;
+        let others = runtime.block_on(async {
+            let begin = |_| Watch::every(Duration::from_millis(1), &kafka, "t", &client, wait);
+            let watches: Vec<Watch> = (0..40).map(begin).collect();
+            let all_look = async {
+                while client.asked.load(Ordering::Relaxed) < LOOKS {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                // Each of the others has its turn now.
+                for _ in 0..20 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                blocking(|| Ok(())).await
+            };
+            let others = tokio::time::timeout(Duration::from_secs(30), all_look).await;
+            drop(watches);
+            others
+        });
+        *client.is_answered.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        client.answered.notify_all();
+        drop(runtime);
+        others??;
+        assert_eq!(client.asked.load(Ordering::Relaxed), LOOKS);
+        Ok(())
     }
 }
