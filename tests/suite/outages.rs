@@ -211,7 +211,9 @@ async fn clients_that_were_told_of_no_broker_are_replaced() -> Result<()> {
     let mut following =
         command(&["tail", b.name(), "--kafka", &bootstrap, "--kafka-property", property, "--from", "1", "--follow"])?
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()?;
+    let mut log = BufReader::new(following.stderr.take().context("piped")?).lines();
     let mut lines = BufReader::new(following.stdout.take().context("piped")?).lines();
     let mut shows_row = async |id: i32| -> Result<()> {
         let row = format!("\"row {id}\"");
@@ -227,6 +229,12 @@ async fn clients_that_were_told_of_no_broker_are_replaced() -> Result<()> {
         Ok(if told >= 3 { Ok(()) } else { Err(format!("{told}")) })
     })
     .await?;
+    // It has a new client, and that is told the same.
+    let says_so = async {
+        while !log.next_line().await?.context("it ended")?.contains("reading goes on with a new one") {}
+        anyhow::Ok(())
+    };
+    timeout(PATIENCE, says_so).await??;
     door.set(Flow::Free);
     tokio::try_join!(commits(a, 3, 1), commits(b, 4, 1))?;
     lab.converges(&["t"]).await?;

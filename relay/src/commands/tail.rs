@@ -8,7 +8,8 @@ use duplex_protocol::json::View;
 use duplex_protocol::record::{Kind, Record};
 use serde_json::{Value, json};
 
-use crate::errors::Error;
+use crate::backoff::Backoff;
+use crate::errors::{Error, Policy};
 use crate::inbound::consumer::{Extent, Fetched, TopicReader};
 use crate::kafka::{Kafka, topic_of};
 
@@ -55,8 +56,9 @@ pub async fn run(kafka: &Kafka, arguments: TailArguments) -> anyhow::Result<Exit
     let mut next = start;
     while arguments.follow || next < extent.high {
         let fetched = match reader.next().await {
-            Err(Error::CutOff) => {
-                (reader, _) = TopicReader::open(kafka, topic_of(&arguments.node)).await?;
+            Err(err @ Error::CutOff) => {
+                tracing::warn!(error = %err, "reading goes on with a new one");
+                reader = opened_again(kafka, &arguments.node).await?;
                 reader.start(next)?;
                 continue;
             }
@@ -74,6 +76,20 @@ pub async fn run(kafka: &Kafka, arguments: TailArguments) -> anyhow::Result<Exit
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What made the client of before useless may go on for a while.
+async fn opened_again(kafka: &Kafka, node: &str) -> Result<TopicReader, Error> {
+    let mut backoff = Backoff::default();
+    loop {
+        match TopicReader::open(kafka, topic_of(node)).await {
+            Err(err @ Error::Kafka { .. }) if err.treatment().0 == Policy::Retry => {
+                tracing::debug!(error = %err, "the topic cannot be read yet");
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            opened => return opened.map(|(reader, _)| reader),
+        }
+    }
 }
 
 /// Where the last ten records begin that are no heartbeats.
