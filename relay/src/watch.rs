@@ -21,8 +21,8 @@ use crate::kafka::{Kafka, blocking};
 
 /// How often a client is asked to ask.
 const LOOK: Duration = Duration::from_secs(10);
-/// So many are asked at a time. While Kafka is away a look takes as long as the next one is due, and the relay has a few threads
-/// for what waits: those who would come back need them, too.
+/// So many are asked at a time. While Kafka is away each takes some ten seconds, on one of the few threads that the relay has
+/// for what waits; whoever comes back needs one, too.
 pub(crate) const LOOKS: usize = 4;
 
 /// What a client finds when it asks Kafka about its topic.

@@ -4,8 +4,8 @@
 //! replaces one of its rows.
 //!
 //! The table is a segment of dynamic shared memory, which the first session makes and the server keeps: that needs no
-//! `shared_preload_libraries`. Where it is stands in a few bytes of what every server has to spare (`shared_memory`). A server that has no
-//! such memory does without, and is asked more often.
+//! `shared_preload_libraries`. Where it is stands in a few bytes of what every server has to spare (`shared_memory`). A
+//! server that has no such memory does without, and is asked more often.
 
 use std::cell::Cell;
 use std::panic::{RefUnwindSafe, UnwindSafe};

@@ -212,6 +212,7 @@ impl Drain {
             let poll = if now - self.last_found < REST_AFTER {
                 POLL_BUSY
             } else if doorbell::rest() {
+                // Who committed since the last look has not rung.
                 continue;
             } else {
                 POLL_RESTING
