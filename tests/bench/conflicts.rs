@@ -39,7 +39,7 @@ pub(crate) async fn measure(scale: &Scale, report: &mut Report) -> Result<()> {
     for _ in 0..scale.rounds {
         bench.meet(scale, &mut met).await?;
     }
-    // What is compared differs by less than a round from the next.
+    // The two tables differ by less than one round from the next.
     for _ in 0..3 * scale.rounds {
         let pace = bench.remember(scale).await?;
         report.log(&format!("INSERT with tombstones: {pace:.3} of the rate without"));

@@ -170,7 +170,7 @@ async fn streams_outlive_one_two_and_all_brokers_of_a_cluster() -> Result<()> {
         broker.start()?;
         kafka.ready().await?;
     }
-    // As one alone does not, where two must have a record, two do not where three must.
+    // Two do not, where three must have a record.
     let demanding = lab.node(0);
     is_in_sync(&lab, demanding).await?;
     must_be_in_sync(&lab, demanding, "3").await?;
@@ -180,6 +180,7 @@ async fn streams_outlive_one_two_and_all_brokers_of_a_cluster() -> Result<()> {
     kafka.ready().await?;
     must_be_in_sync(&lab, demanding, "2").await?;
 
+    // One alone does not, where two must.
     let logged = logs(&lab)?;
     struck(&|| kafka.brokers()[1..].iter().try_for_each(Broker::kill)).await?;
     come_to_say(logged, "kafka cannot serve a topic").await?;
